@@ -1,0 +1,126 @@
+"""Every error this library raises on purpose, in one tree.
+
+    AiodilocoError
+    ├── StoreError                     the object store
+    │   ├── KeyNotFoundError           (FileNotFoundError) no object under this key
+    │   ├── StoreAccessError           (PermissionError) missing, unreadable or unwritable
+    │   └── StoreUnsupportedError      the store lacks a guarantee the library needs
+    ├── ChunkError                     (ValueError) bytes that are not the chunk they should be
+    ├── CollectiveError                the all-reduce
+    │   ├── RoundTimeoutError          (TimeoutError) a rank's contribution or result did not come in time
+    │   ├── RoundRefusedError          (ValueError) contributions that cannot be averaged: shapes, dtypes, wire, start
+    │   ├── RankTakenError             another process holds this rank
+    │   └── WorldSizeError             (ValueError) the run was started with another world size
+    └── ExecutorError                  launching and collecting
+        ├── EntrypointError            (ValueError) not an importable function, or arguments that are not JSON
+        ├── HandleError                (ValueError) a handle of another backend, malformed, or of a forgotten run
+        ├── LaunchError                a replica could not be started; carries every rank's result
+        └── ReplicaFailedError         replicas did not succeed; carries every rank's result
+
+Bad arguments raise `ValueError` or `TypeError` where they are given. Errors that are also a builtin inherit it, so
+`except TimeoutError` works without importing this module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aiodiloco.records import ReplicaResult
+
+__all__ = [
+    "AiodilocoError",
+    "ChunkError",
+    "CollectiveError",
+    "EntrypointError",
+    "ExecutorError",
+    "HandleError",
+    "KeyNotFoundError",
+    "LaunchError",
+    "RankTakenError",
+    "ReplicaFailedError",
+    "RoundRefusedError",
+    "RoundTimeoutError",
+    "StoreAccessError",
+    "StoreError",
+    "StoreUnsupportedError",
+    "WorldSizeError",
+]
+
+
+class AiodilocoError(Exception):
+    """The root of every error of this library."""
+
+
+class StoreError(AiodilocoError):
+    """The object store could not do what was asked."""
+
+
+class KeyNotFoundError(StoreError, FileNotFoundError):
+    """No object under this key."""
+
+
+class StoreAccessError(StoreError, PermissionError):
+    """The store does not exist, or may not be read or written."""
+
+
+class StoreUnsupportedError(StoreError):
+    """The store lacks a guarantee without which runs would lose data."""
+
+
+class ChunkError(AiodilocoError, ValueError):
+    """Bytes that are not the chunk they should be: truncated, corrupted, of another kind."""
+
+
+class CollectiveError(AiodilocoError):
+    """An all-reduce could not be carried out."""
+
+
+class RoundTimeoutError(CollectiveError, TimeoutError):
+    """A rank's part of a round did not come in time."""
+
+
+class RoundRefusedError(CollectiveError, ValueError):
+    """The contributions to a round cannot be averaged; every rank of the round gets this same error."""
+
+
+class RankTakenError(CollectiveError):
+    """Another process holds this rank of this run."""
+
+
+class WorldSizeError(CollectiveError, ValueError):
+    """The run was started with another world size."""
+
+
+class ExecutorError(AiodilocoError):
+    """Replicas could not be launched, watched or ended."""
+
+
+class EntrypointError(ExecutorError, ValueError):
+    """The entrypoint is not an importable function, or its arguments are not JSON."""
+
+
+class HandleError(ExecutorError, ValueError):
+    """A handle this executor cannot use."""
+
+
+class _WithResults(ExecutorError):
+    """An error that carries the result of every replica of the group.
+
+    Attributes:
+        results: One `ReplicaResult` per rank that was started, in rank order.
+    """
+
+    def __init__(self, message: str, results: Sequence[ReplicaResult] = ()) -> None:
+        super().__init__(message)
+        self.results = tuple(results)
+
+
+class LaunchError(_WithResults):
+    """A replica could not be started; those already started were cancelled."""
+
+
+class ReplicaFailedError(_WithResults):
+    """At least one replica did not succeed. The message ends with the first failure's traceback."""
