@@ -1,0 +1,29 @@
+"""Tensors to wire bytes and back. Needs torch."""
+
+from aiodiloco.codec.base import Codec, codec_for_code, get_codec, wire_names
+from aiodiloco.codec.buffers import as_bytes, as_tensor
+from aiodiloco.codec.chunk import (
+    HEADER_BYTES,
+    REDUCED,
+    ChunkHeader,
+    chunk_nbytes,
+    digest,
+    pack_chunk,
+    unpack_chunk,
+)
+
+__all__ = [
+    "HEADER_BYTES",
+    "REDUCED",
+    "ChunkHeader",
+    "Codec",
+    "as_bytes",
+    "as_tensor",
+    "chunk_nbytes",
+    "codec_for_code",
+    "digest",
+    "get_codec",
+    "pack_chunk",
+    "unpack_chunk",
+    "wire_names",
+]
