@@ -106,7 +106,7 @@ class HandleError(ExecutorError, ValueError):
     """A handle this executor cannot use."""
 
 
-class _WithResults(ExecutorError):
+class _ResultsError(ExecutorError):
     """An error that carries the result of every replica of the group.
 
     Attributes:
@@ -118,9 +118,9 @@ class _WithResults(ExecutorError):
         self.results = tuple(results)
 
 
-class LaunchError(_WithResults):
+class LaunchError(_ResultsError):
     """A replica could not be started; those already started were cancelled."""
 
 
-class ReplicaFailedError(_WithResults):
+class ReplicaFailedError(_ResultsError):
     """At least one replica did not succeed. The message ends with the first failure's traceback."""

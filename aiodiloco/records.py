@@ -32,7 +32,7 @@ def check_run_id(run_id: str) -> str:
     """Return `run_id`, or raise ValueError if it could not be a key component: `[a-z0-9][a-z0-9-]{0,62}`."""
     if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
         raise ValueError(
-            f"run_id {run_id!r} is not valid: use 1 to 63 lower-case letters, digits and dashes, not starting with a dash"
+            f"run_id {run_id!r} is not valid: use 1 to 63 lower-case letters, digits and dashes, starting with no dash"
         )
     return run_id
 
@@ -77,6 +77,8 @@ class ReplicaHandle:
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 0:
             raise ValueError(f"rank must be an int >= 0, not {self.rank!r}")
+        if not isinstance(self.backend_name, str) or not isinstance(self.metadata, Mapping):
+            raise TypeError("backend_name must be a string and metadata a mapping")
         check_run_id(self.run_id)
 
     @property
@@ -93,15 +95,11 @@ class ReplicaHandle:
     def from_json(cls, text: str) -> ReplicaHandle:
         """Return the handle that `to_json` wrote. Raises HandleError when `text` is not one."""
         try:
-            fields = json.loads(text)
-            handle = cls(**fields)
-            if not isinstance(handle.metadata, dict) or not isinstance(handle.backend_name, str):
-                raise TypeError("metadata must be an object and backend_name a string")
+            return cls(**json.loads(text))
         except (TypeError, ValueError) as exc:
             raise HandleError(
                 f"not a replica handle: {text[:200]!r} ({exc}); use ReplicaHandle.to_json's text"
             ) from exc
-        return handle
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,17 @@
 """Immutable objects by key: the only thing replicas share."""
 
 from aiodiloco.store.base import Buffer, Store, check_key, check_prefix
+from aiodiloco.store.file import FileStore
 from aiodiloco.store.memory import MemoryStore
+from aiodiloco.store.uri import join_uri, open_store
 
-__all__ = ["Buffer", "MemoryStore", "Store", "check_key", "check_prefix"]
+__all__ = [
+    "Buffer",
+    "FileStore",
+    "MemoryStore",
+    "Store",
+    "check_key",
+    "check_prefix",
+    "join_uri",
+    "open_store",
+]

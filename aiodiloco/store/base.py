@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
 
-__all__ = ["Buffer", "Store", "check_key", "check_prefix"]
+__all__ = ["Buffer", "Store", "check_key", "check_prefix", "check_range", "is_component"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """Contiguous bytes. A memoryview must have format "B"."""
@@ -28,8 +28,9 @@ class Store(Protocol):
     - **Strong read-after-write.** Once `put` or `put_if_absent` returned, every `get` and `list` anywhere sees it.
     - **One winner.** Of any number of concurrent `put_if_absent` of one key, exactly one returns True.
 
-    Keys are `/`-separated components of letters, digits and `._=+@-` (see `check_key`). A store is an async context
-    manager; all operations happen inside it. After a cancelled write either outcome is possible.
+    Keys are `/`-separated components of letters, digits and `._=+@-` (see `check_key`). No key may be the directory
+    of another (`a` beside `a/b`): a file system cannot hold both. A store is an async context manager; all operations
+    happen inside it. After a cancelled write either outcome is possible.
     """
 
     @property
@@ -52,6 +53,7 @@ class Store(Protocol):
         Raises:
             KeyNotFoundError: there is no such object.
             StoreError: it could not be read.
+            ValueError: the key is not valid, or `start` or `length` is negative.
         """
         ...
 
@@ -67,7 +69,7 @@ class Store(Protocol):
         """Iterate over the keys that start with the string `prefix` and sort after `start_after`, in byte order.
 
         `prefix` need not end at a component: `"rounds/1"` also lists `rounds/10/…`. Read lazily, page by page:
-        stopping early costs nothing more.
+        stopping early costs nothing more. `start_after` may be any string.
         """
         ...
 
@@ -94,6 +96,17 @@ def check_key(key: str) -> str:
             "a component starts with none of '.-'"
         )
     return key
+
+
+def is_component(name: str) -> bool:
+    """Return whether `name` could stand between the slashes of a key."""
+    return _COMPONENT.fullmatch(name) is not None
+
+
+def check_range(start: int, length: int | None) -> None:
+    """Raise ValueError if `start` or `length` is negative."""
+    if start < 0 or (length is not None and length < 0):
+        raise ValueError(f"cannot read {length} bytes from {start}: start and length must be >= 0")
 
 
 def check_prefix(prefix: str) -> str:

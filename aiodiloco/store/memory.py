@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 import anyio.lowlevel
 
 from aiodiloco.errors import KeyNotFoundError
-from aiodiloco.store.base import Buffer, check_key, check_prefix
+from aiodiloco.store.base import Buffer, check_key, check_prefix, check_range, is_component
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,12 +25,14 @@ class MemoryStore:
     """Objects in a dict. With a `name`, all stores of that name in this process share them.
 
     Args:
-        name: Shared name; None makes a store of its own.
+        name: Shared name, one key component; None makes a store of its own, which no URI opens again.
         prefix: Put before every key, with a slash between.
     """
 
     def __init__(self, name: str | None = None, prefix: str = "") -> None:
-        self._objects: dict[str, memoryview] = {} if name is None else _NAMED.setdefault(check_key(name), {})
+        if name is not None and not is_component(name):
+            raise ValueError(f"memory store name {name!r} is not valid: use letters, digits and ._=+@-")
+        self._objects: dict[str, memoryview] = {} if name is None else _NAMED.setdefault(name, {})
         self._root = f"{check_key(prefix)}/" if prefix else ""
         self._uri = f"memory://{name or ''}{'/' + prefix if prefix else ''}"
 
@@ -43,6 +45,7 @@ class MemoryStore:
         self, key: str, *, start: int = 0, length: int | None = None, into: memoryview | None = None
     ) -> memoryview:
         """Return a range of the object; see `Store.get`."""
+        check_range(start, length)
         await anyio.lowlevel.checkpoint()
         try:
             data = self._objects[self._root + check_key(key)]
@@ -52,8 +55,9 @@ class MemoryStore:
         data = data[start : start + (limit if into is None else min(limit, into.nbytes))]
         if into is None:
             return data
-        into[: len(data)] = data
-        return into[: len(data)]
+        filled = into.cast("B")[: len(data)]
+        filled[:] = data
+        return filled
 
     async def put(self, key: str, data: Buffer) -> None:
         """Write the object; see `Store.put`."""
@@ -68,8 +72,8 @@ class MemoryStore:
 
     async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[str]:
         """Iterate over keys in order; see `Store.list`."""
-        await anyio.lowlevel.checkpoint()
         check_prefix(prefix)
+        await anyio.lowlevel.checkpoint()
         keys = sorted(k[len(self._root) :] for k in list(self._objects) if k.startswith(self._root + prefix))
         for key in keys[bisect.bisect_right(keys, start_after) :]:
             yield key
