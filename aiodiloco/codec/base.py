@@ -16,38 +16,64 @@ __all__ = ["Codec", "codec_for_code", "get_codec", "wire_names"]
 
 
 class Codec(Protocol):
-    """One wire format: tensors to bytes and back.
+    """One wire format: tensors to bytes and back. Stateless: any number of threads may use one codec at once.
 
-    Attributes:
-        name: What a user calls it, e.g. `"bf16"`.
-        code: Identifies the format in chunk headers; never reused for another format.
-        block: Elements share state in blocks of this size; chunk boundaries are multiples of it. 1 for dense formats.
-        dtype: What it encodes from and decodes to, and what reductions run in.
+    Equal values give equal bytes on every machine, because ranks compare and repeat each other's work: the result
+    must not depend on the vector width, on fused multiply-add, on the number of threads or on flush-to-zero modes.
+    Encoding what was decoded gives the same bytes. What becomes of NaN and infinity is for each format to define; a
+    NaN never becomes a number. `aiodiloco.testing.codecs.CodecTests` checks all of this.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What a user calls it, e.g. `"bf16"`."""
+        ...
+
     @property
-    def code(self) -> int: ...
+    def code(self) -> int:
+        """The number that identifies the format in chunk headers, 1 .. 65535; never reused for another format."""
+        ...
+
     @property
-    def block(self) -> int: ...
+    def block(self) -> int:
+        """How many elements share state; chunk boundaries are multiples of it. 1 for dense formats."""
+        ...
+
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """What it encodes from and decodes to, and what reductions run in: float32, for `"fp64"` float64."""
+        ...
 
     def nbytes(self, numel: int) -> int:
         """Return the encoded size of `numel` elements, in bytes."""
         ...
 
     def encode(self, values: Tensor, out: Tensor) -> None:
-        """Write `values` to `out`, never changing `values`."""
+        """Write the encoded `values` to `out`; `values` stay as they are.
+
+        Args:
+            values: (numel,) `dtype`, contiguous, on the CPU.
+            out: (nbytes(numel),) uint8, contiguous, on the CPU, aligned to 8 bytes. What it held does not matter.
+
+        Raises:
+            ValueError: a tensor is not like that.
+        """
         ...
 
     def decode(self, data: Tensor, out: Tensor) -> None:
-        """Write the values encoded in `data` to `out`."""
+        """Write the values encoded in `data` to `out`.
+
+        Args:
+            data: (nbytes(numel),) uint8, contiguous, on the CPU. Aligned to 8 bytes it is read in place.
+            out: (numel,) `dtype`, contiguous, on the CPU. What it held does not matter.
+
+        Raises:
+            ValueError: a tensor is not like that.
+        """
         ...
 
 
-# Codes are part of the wire format: append, never reuse.
+# Codes are part of the wire format: take a new one for a new format, also for a changed one.
 _CODECS: Final[tuple[Codec, ...]] = (
     DenseCodec("fp32", 1, torch.float32),
     DenseCodec("fp16", 2, torch.float16),

@@ -13,12 +13,14 @@ __all__ = ["check_tensors"]
 
 
 def check_tensors(values: Tensor, data: Tensor, *, dtype: torch.dtype, nbytes: int) -> None:
-    """Raise ValueError unless `values` is (numel,) `dtype` and `data` is (nbytes,) uint8, both contiguous on the CPU."""
+    """Raise ValueError unless both are contiguous on the CPU: `values` (numel,) `dtype`, `data` (nbytes,) uint8."""
     _check("values", values, dtype, values.numel())
-    _check("data", data, torch.uint8, nbytes)
+    _check("the encoded data", data, torch.uint8, nbytes)
 
 
 def _check(what: str, tensor: Tensor, dtype: torch.dtype, numel: int) -> None:
-    found = f"{tensor.dtype} of shape {tuple(tensor.shape)}, stride {tensor.stride()}, on {tensor.device}"
     if tensor.shape != (numel,) or tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
-        raise ValueError(f"{what} must be a contiguous CPU tensor of shape ({numel},) and {dtype}, not {found}")
+        raise ValueError(
+            f"{what} must be a contiguous {dtype} CPU tensor of shape ({numel},), "
+            f"not {tensor.dtype} of shape {tuple(tensor.shape)} and stride {tensor.stride()} on {tensor.device}"
+        )

@@ -1,67 +1,125 @@
-"""int8 with one fp32 scale per block."""
+"""int8: blocks of 128 elements that share one fp32 scale, absmax / 127.
+
+Why 128: against it, blocks of 64 cost 3.0 % more bytes for a root mean square error that is 8 % smaller on normal
+values and 21 % smaller on heavy tails (Student t, 3 degrees of freedom); blocks of 256 save 1.5 % for 8 % and 27 %
+more. One more bit an element would halve the error for 12 % more bytes, so by that rate of exchange (16 % for 3 %, 9 %
+for 1.5 %) 128 is the right size for normal values, and a fair one for tails.
+
+Deterministic across machines: every step is one IEEE operation per element, exact or correctly rounded, in a torch
+call of its own, so that neither the vector width nor a contraction of multiply and add can change a bit; the one
+reduction is a maximum, which no order changes. Flush-to-zero modes do not reach the result, because scales below
+2**-120 are zero by definition.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from aiodiloco.codec.buffers import typed
+from aiodiloco.codec.buffers import typed, typed_out
 from aiodiloco.codec.checks import check_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 __all__ = ["Int8Codec"]
 
-_PIECE = 32768
+_BLOCK: Final = 128
+# Blocks per torch call: 128 KiB of values, which stay in cache from one call to the next. Larger calls would also
+# start torch's thread pool, one per calling thread; the many worker threads that encode at once need none.
+_STEP: Final = 256
+_LEVELS: Final = 127
+_MIN_SCALE: Final = 2.0**-120
+# The low 7 bits of a scale are cleared. With 17 significant bits left, q * scale has at most 24: decoding is exact,
+# encoding what was decoded finds the same scale again, and 127 * scale does not overflow for any finite absmax.
+_SCALE_MASK: Final = ~0x7F
 
 
 @dataclasses.dataclass(frozen=True)
 class Int8Codec:
-    """Blocks of 128 elements, each `scale * q` with q in -127..127."""
+    """`scale * q`, q in -127 .. 127: the scales of all blocks as little-endian fp32, then the q of all elements.
+
+    The last block may be shorter. The error is at most absmax / 254 of the element's block, and 2**-16 of that bound
+    for the fp32 rounding of x / scale. Decoding is exact, so encoding what was decoded gives the same bytes.
+
+    A block whose absmax is below 127 * 2**-120 (1e-34) decodes to zeros; the sign of zeros is lost; a block with
+    a NaN or an infinity decodes to NaN everywhere, so that a diverged replica cannot pass for a merely large one.
+
+    Attributes:
+        name: See `Codec`.
+        code: See `Codec`.
+        block: 128.
+        dtype: See `Codec`.
+    """
 
     name: str = "int8"
     code: int = 4
-    block: int = 128
+    block: int = _BLOCK
     dtype: torch.dtype = torch.float32
 
     def nbytes(self, numel: int) -> int:
         """Return the encoded size of `numel` elements, in bytes."""
-        return 4 * -(-numel // self.block) + numel
+        return 4 * _num_blocks(numel) + numel
 
     def encode(self, values: Tensor, out: Tensor) -> None:
-        """Write the scales of all blocks, then q of all elements."""
+        """Write `values`, (numel,) fp32, to `out`, (nbytes(numel),) uint8."""
         numel = values.numel()
         check_tensors(values, out, dtype=self.dtype, nbytes=self.nbytes(numel))
-        num_blocks = -(-numel // self.block)
-        scales, q = out[: 4 * num_blocks].view(torch.float32), out[4 * num_blocks :].view(torch.int8)
-        for start in range(0, numel, _PIECE):
-            piece = values[start : start + _PIECE]
-            first, rows = start // self.block, -(-piece.numel() // self.block)
-            scratch = torch.zeros(rows * self.block)
-            scratch[: piece.numel()] = piece
-            blocks = scratch.view(rows, self.block)
-            scale = blocks.abs().amax(dim=1).div_(127)
-            scale.view(torch.int32).bitwise_and_(-128)
-            scale.masked_fill_(scale < 2.0**-120, 0.0)
-            bad = ~scale.isfinite()
-            scale.masked_fill_(bad, torch.nan)
-            blocks.masked_fill_((bad | (scale == 0))[:, None], 0)
-            blocks.mul_(scale.reciprocal().masked_fill_(bad | (scale == 0), 0)[:, None]).round_()
-            scales[first : first + rows] = scale
-            q[start : start + piece.numel()].copy_(scratch[: piece.numel()])
+        q_at = 4 * _num_blocks(numel)
+        scales, q = typed_out(out[:q_at], torch.float32), out[q_at:].view(torch.int8)
+        whole = numel // _BLOCK
+        _encode_blocks(_rows(values, whole), scales[:whole], _rows(q, whole))
+        if rest := numel % _BLOCK:
+            block, q_block = torch.zeros(1, _BLOCK), torch.empty(1, _BLOCK, dtype=torch.int8)
+            block[0, :rest] = values[-rest:]
+            _encode_blocks(block, scales[whole:], q_block)
+            q[-rest:] = q_block[0, :rest]
 
     def decode(self, data: Tensor, out: Tensor) -> None:
-        """Write `scale * q` to `out`; the products are exact."""
+        """Write the values in `data`, (nbytes(numel),) uint8, to `out`, (numel,) fp32."""
         numel = out.numel()
         check_tensors(out, data, dtype=self.dtype, nbytes=self.nbytes(numel))
-        num_blocks = -(-numel // self.block)
-        scales, q = typed(data[: 4 * num_blocks], torch.float32), data[4 * num_blocks :].view(torch.int8)
-        whole = numel - numel % self.block
-        rows = whole // self.block
-        out.copy_(q)
-        out[:whole].view(rows, self.block).mul_(scales[:rows, None])
-        if whole < numel:
-            out[whole:].mul_(scales[rows])
+        q_at = 4 * _num_blocks(numel)
+        scales, q = typed(data[:q_at], torch.float32), data[q_at:].view(torch.int8)
+        whole = numel // _BLOCK
+        q_blocks, blocks = _rows(q, whole), _rows(out, whole)
+        for rows in _steps(whole):
+            blocks[rows].copy_(q_blocks[rows]).mul_(scales[rows, None])
+        if rest := numel % _BLOCK:
+            out[-rest:].copy_(q[-rest:]).mul_(scales[whole])
+
+
+def _num_blocks(numel: int) -> int:
+    return -(-numel // _BLOCK)
+
+
+def _rows(flat: Tensor, whole: int) -> Tensor:
+    """Return the first `whole` blocks of `flat` as a view of shape (whole, 128)."""
+    return flat[: whole * _BLOCK].view(whole, _BLOCK)
+
+
+def _steps(num_rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + _STEP, num_rows)) for start in range(0, num_rows, _STEP))
+
+
+def _encode_blocks(blocks: Tensor, scales: Tensor, q: Tensor) -> None:
+    """Fill `scales`, (rows,) fp32, and `q`, (rows, 128) int8, from `blocks`, (rows, 128) fp32."""
+    scratch = torch.empty(min(len(blocks), _STEP), _BLOCK)  # of this call alone: threads share nothing
+    for rows in _steps(len(blocks)):
+        magnitudes = torch.abs(blocks[rows], out=scratch[: rows.stop - rows.start])
+        torch.amax(magnitudes, dim=1, out=scales[rows])  # vector_norm and aminmax take 7 to 10 times as long
+    # The few operations on scales alone are made for all of them at once: step by step they took half the time.
+    scales.div_(_LEVELS).view(torch.int32).bitwise_and_(_SCALE_MASK)
+    scales.masked_fill_(scales < _MIN_SCALE, 0.0).masked_fill_(~scales.isfinite(), math.nan)
+    special, inverse = ~(scales > 0), scales.reciprocal()
+    any_special = bool(special.any())
+    for rows in _steps(len(blocks)):
+        scaled = torch.mul(blocks[rows], inverse[rows, None], out=scratch[: rows.stop - rows.start]).round_()
+        if any_special:  # zeros times infinity and the like: an int8 of NaN is whatever the machine makes of it
+            scaled.masked_fill_(special[rows, None], 0.0)
+        q[rows].copy_(scaled)
