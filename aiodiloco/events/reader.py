@@ -5,27 +5,24 @@ from __future__ import annotations
 import itertools
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import anyio
 from anyio import to_thread
 
 from aiodiloco.errors import KeyNotFoundError
 from aiodiloco.events.record import PREFIX, Cursor, Event, object_key, parse_key, writer_prefix
+from aiodiloco.store.fan_out import map_concurrently
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from aiodiloco.store import Store
 
 __all__ = ["follow_events", "read_events"]
 
-A = TypeVar("A")
-T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
-_MAX_REQUESTS = 16  # at once
 _OBJECTS_PER_PASS = 128  # per writer, so that a late follower of a long run needs memory for minutes of it, not days
 
 _Objects: TypeAlias = "dict[str, list[Event]]"  # key -> its events
@@ -88,14 +85,14 @@ async def follow_events(store: Store, cursor: Cursor | None = None, *, poll_s: f
 async def _read_pass(store: Store, cursor: Cursor) -> tuple[list[Event], Cursor, bool]:
     """Return new events, the cursor after them, and whether they are all there were."""
     spans = _spans(cursor)
-    listed = await _concurrently(partial(_list_span, store), spans)
+    listed = await map_concurrently(partial(_list_span, store), spans)
     objects: _Objects = {}
     await _fetch(store, listed, objects)
     # A listing is no snapshot: it can show an object and miss an earlier one, written while it ran. One made now,
     # after the later one was seen, shows both; what it misses was deleted.
     if torn := [i for i, keys in enumerate(listed) if _has_gap(keys, objects, cursor)]:
         for i, keys in zip(
-            torn, await _concurrently(partial(_list_span, store), [spans[i] for i in torn]), strict=True
+            torn, await map_concurrently(partial(_list_span, store), [spans[i] for i in torn]), strict=True
         ):
             listed[i] = keys
         await _fetch(store, listed, objects)
@@ -129,7 +126,7 @@ async def _list_span(store: Store, span: _Span) -> list[str]:
 async def _fetch(store: Store, listed: list[list[str]], objects: _Objects) -> None:
     """Read the objects under `listed` keys that are not in `objects` yet, and add their events to it."""
     keys = [key for keys in listed for key in keys if key not in objects]
-    objects.update(zip(keys, await _concurrently(partial(_read_object, store), keys), strict=True))
+    objects.update(zip(keys, await map_concurrently(partial(_read_object, store), keys), strict=True))
 
 
 async def _read_object(store: Store, key: str) -> list[Event]:
@@ -187,25 +184,3 @@ def _advance(cursor: Cursor, keys: list[str]) -> Cursor:
     last_seq = dict(cursor.last_seq)
     last_seq.update(parsed for key in keys if (parsed := parse_key(key)) is not None)
     return Cursor(last_seq)
-
-
-async def _concurrently(call: Callable[[A], Awaitable[T]], arguments: list[A]) -> list[T]:
-    """Return `[await call(a) for a in arguments]`, several at once; the first error is raised as it is."""
-    results: dict[int, T] = {}
-    errors: list[Exception] = []
-    gate = anyio.CapacityLimiter(_MAX_REQUESTS)
-
-    async def run(index: int) -> None:
-        try:
-            async with gate:
-                results[index] = await call(arguments[index])
-        except Exception as exc:  # noqa: BLE001 - raised below, freed from the task group's ExceptionGroup
-            errors.append(exc)
-            tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        for index in range(len(arguments)):
-            tasks.start_soon(run, index)
-    if errors:
-        raise errors[0]
-    return [results[index] for index in range(len(arguments))]

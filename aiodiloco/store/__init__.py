@@ -3,6 +3,7 @@
 from aiodiloco.store.base import Buffer, Store, check_key, check_prefix
 from aiodiloco.store.file import FileStore
 from aiodiloco.store.memory import MemoryStore
+from aiodiloco.store.probe import probe
 from aiodiloco.store.uri import join_uri, open_store
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "check_prefix",
     "join_uri",
     "open_store",
+    "probe",
 ]
