@@ -1,0 +1,108 @@
+"""What all ranks must agree on before their contributions may be averaged, and how to say who does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from aiodiloco.codec import digest
+from aiodiloco.collective.payload import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiodiloco.collective.plan import Algorithm
+    from aiodiloco.store import Buffer
+
+__all__ = ["Agreement", "explain_differences"]
+
+_MOST_NAMED = 5  # of a thousand parameters that differ, a person needs the first few
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Everything about a contribution except its values.
+
+    Attributes:
+        tensors: In name order.
+        wire: Format of the float32 section.
+        algorithm: How the mean is formed.
+        chunk_bytes: The grid.
+        basis: Hex digest of the state the contribution was computed from; "" when there is none.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    wire: str
+    algorithm: Algorithm
+    chunk_bytes: int
+    basis: str
+
+    def to_json(self) -> bytes:
+        """Return canonical JSON: equal agreements give equal bytes."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: Buffer) -> Agreement:
+        """Return the agreement that `to_json` wrote."""
+        fields = json.loads(bytes(data))
+        tensors = tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in fields.pop("tensors"))
+        return cls(tensors=tensors, **fields)
+
+    def digest(self) -> bytes:
+        """Return 8 bytes that every chunk of such a contribution carries."""
+        return digest(self.to_json())
+
+
+def explain_differences(agreements: Mapping[int, Agreement]) -> str:
+    """Return what differs between the ranks' contributions and on which ranks, with the remedy; "" if nothing does.
+
+    Args:
+        agreements: By rank; ranks whose agreement is not known are left out.
+    """
+    lines = _tensor_differences(agreements)
+    for field in ("wire", "algorithm", "chunk_bytes"):
+        views = {rank: repr(getattr(a, field)) for rank, a in agreements.items()}
+        lines += _disagreement(field, views)
+    if lines:
+        return "; ".join(lines) + ". Give every replica the same model and the same settings"
+    if len({a.basis for a in agreements.values()}) > 1:
+        groups = " / ".join(_ranks(ranks) for ranks in _by_view({r: a.basis for r, a in agreements.items()}).values())
+        return (
+            f"replicas began the round from different parameters ({groups}). Build the model after the same "
+            "torch.manual_seed on every replica, or load the same checkpoint"
+        )
+    return ""
+
+
+def _tensor_differences(agreements: Mapping[int, Agreement]) -> list[str]:
+    by_rank = {rank: {t.name: str(t) for t in a.tensors} for rank, a in agreements.items()}
+    names = sorted({name for tensors in by_rank.values() for name in tensors})
+    lines: list[str] = []
+    for name in names:
+        views = {rank: tensors.get(name, "missing") for rank, tensors in by_rank.items()}
+        lines += _disagreement(f"parameter {name!r}", views)
+    if len(lines) > _MOST_NAMED:
+        lines[_MOST_NAMED:] = [f"and {len(lines) - _MOST_NAMED} more parameters"]
+    return lines
+
+
+def _disagreement(what: str, views: Mapping[int, str]) -> list[str]:
+    groups = _by_view(views)
+    if len(groups) < 2:
+        return []
+    return [f"{what} is " + " but ".join(f"{view} on {_ranks(ranks)}" for view, ranks in groups.items())]
+
+
+def _by_view(views: Mapping[int, str]) -> dict[str, list[int]]:
+    """Group ranks by what they have; the largest group first, then by lowest rank."""
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for rank, view in sorted(views.items()):
+        groups[view].append(rank)
+    return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[1])))
+
+
+def _ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (f", … ({len(ranks)} in all)" if len(ranks) > 8 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"

@@ -1,0 +1,83 @@
+"""What this rank puts into a round: each chunk encoded once, uploaded in order, dropped after its last use."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from aiodiloco.codec import HEADER_BYTES, ChunkHeader, pack_chunk
+from aiodiloco.collective.decision import Manifest
+from aiodiloco.errors import CollectiveError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, MutableMapping
+
+    from aiodiloco.collective.payload import Payload
+    from aiodiloco.collective.plan import Chunk
+    from aiodiloco.collective.round import Round
+
+__all__ = ["Contribution"]
+
+
+class Contribution:
+    """This rank's chunks of one round.
+
+    Args:
+        round_: The round this contributes to.
+        payload: Tensors to read from; they must not change until the round is over.
+        uses: How often each chunk will be asked for; its buffer is dropped after that.
+        sent: Headers of chunks sent in an earlier attempt at this round; this attempt's are added. Keys are
+            written once, so a repeated attempt must bring the same values.
+    """
+
+    def __init__(
+        self, round_: Round, payload: Payload, uses: MutableMapping[int, int], sent: MutableMapping[int, bytes]
+    ) -> None:
+        self._round = round_
+        self._payload = payload
+        self._uses = uses
+        self._sent = sent
+        self._encoded: dict[int, memoryview] = {}
+        self._locks: defaultdict[int, anyio.Lock] = defaultdict(anyio.Lock)
+
+    async def take(self, index: int) -> memoryview:
+        """Return the encoded chunk; counts as one of its uses."""
+        async with self._locks[index]:
+            data = self._encoded.get(index)
+            if data is None:
+                data = self._encoded[index] = await self._encode(self._round.grid[index])
+        self._uses[index] -= 1
+        if self._uses[index] == 0:
+            del self._encoded[index], self._locks[index]
+        return data
+
+    async def upload(self, order: Iterable[int]) -> None:
+        """Put what the contribution consists of, then its chunks in `order`, several at once; the manifest last."""
+        round_, remaining = self._round, iter(order)
+
+        async def upload_chunks() -> None:
+            for index in remaining:
+                await round_.put(round_.keys.chunk(round_.me, index), await self.take(index))
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(round_.put, round_.keys.payload(round_.me), round_.agreement.to_json())
+            for _ in range(round_.concurrency):
+                tg.start_soon(upload_chunks)
+        manifest = Manifest(len(round_.grid), round_.weight, round_.digest.hex())
+        await round_.put(round_.keys.manifest(round_.me), manifest.to_json())
+
+    async def _encode(self, chunk: Chunk) -> memoryview:
+        round_ = self._round
+        header = ChunkHeader(chunk.codec, chunk.numel, chunk.index, round_.me.rank, round_.weight, round_.digest)
+        with round_.meter.phase("encode"):
+            data = await round_.in_worker(lambda: pack_chunk(header, self._payload.read(chunk)))
+        head = bytes(data[:HEADER_BYTES])
+        if self._sent.setdefault(chunk.index, head) != head:
+            raise CollectiveError(
+                f"rank {round_.me.rank} already contributed other values to round {round_.keys.round}: "
+                "an all-reduce that failed can only be repeated with the same tensors"
+            )
+        return data

@@ -1,0 +1,67 @@
+"""Who is in the run: the run record, one claim per rank, and waiting until every rank has one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from aiodiloco.collective.keys import MEMBERS, RUN, Member, claim_key, parse_claim_key
+from aiodiloco.collective.waiting import Backoff
+from aiodiloco.errors import RankTakenError, WorldSizeError
+
+if TYPE_CHECKING:
+    from aiodiloco.store import Store
+
+__all__ = ["check_rank", "claim_rank", "list_members", "wait_for_members"]
+
+
+def check_rank(rank: int, world_size: int) -> None:
+    """Raise ValueError unless both are ints and 0 <= rank < world_size."""
+    if isinstance(world_size, bool) or not isinstance(world_size, int) or world_size < 1:
+        raise ValueError(f"world_size must be an int >= 1, not {world_size!r}")
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < world_size:
+        raise ValueError(f"rank must be an int from 0 to {world_size - 1} (world_size {world_size}), not {rank!r}")
+
+
+async def claim_rank(store: Store, member: Member, world_size: int) -> None:
+    """Become `member` of the run under this store prefix; the first to come fixes its world size.
+
+    Raises:
+        WorldSizeError: the run has another world size.
+        RankTakenError: another process already is this member.
+    """
+    await _fix_world_size(store, member.rank, world_size)
+    claim = {"host": socket.gethostname(), "pid": os.getpid(), "world_size": world_size}
+    if not await store.put_if_absent(claim_key(member), json.dumps(claim).encode()):
+        holder = json.loads(bytes(await store.get(claim_key(member))))
+        raise RankTakenError(
+            f"rank {member.rank} (incarnation {member.incarnation}) of {store.uri} is already held by process "
+            f"{holder.get('pid')} on {holder.get('host')}: give each replica its own rank, and each run its own prefix"
+        )
+
+
+async def wait_for_members(store: Store, world_size: int) -> tuple[Member, ...]:
+    """Return one member per rank, in rank order, once all are there. The caller bounds the wait."""
+    backoff = Backoff()
+    while len(members := await list_members(store)) < world_size:
+        await backoff.pause()
+    return tuple(members[rank] for rank in range(world_size))
+
+
+async def list_members(store: Store) -> dict[int, Member]:
+    """Return the latest incarnation of every rank that has claimed its place."""
+    found = [m async for key in store.list(MEMBERS) if (m := parse_claim_key(key))]
+    return {m.rank: m for m in sorted(found)}
+
+
+async def _fix_world_size(store: Store, rank: int, world_size: int) -> None:
+    if await store.put_if_absent(RUN, json.dumps({"version": 1, "n_replicas": world_size}).encode()):
+        return
+    run = json.loads(bytes(await store.get(RUN)))
+    if run.get("n_replicas") != world_size:
+        raise WorldSizeError(
+            f"rank {rank} was given world_size={world_size}, but the run at {store.uri} has {run.get('n_replicas')} "
+            "replicas: pass the same world_size to every replica, or use a new prefix for a new run"
+        )

@@ -1,0 +1,75 @@
+"""What one all-reduce cost: requests, bytes, and seconds by phase."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from aiodiloco.collective.keys import Member
+    from aiodiloco.collective.plan import Algorithm
+    from aiodiloco.records import JSON
+
+__all__ = ["AllReduceReport", "Meter"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AllReduceReport:
+    """What an all-reduce did, as seen by this rank.
+
+    Attributes:
+        round: Number of the round within its fragment, from 0.
+        fragment: Which part of the model.
+        members: Who took part, in rank order.
+        algorithm: `"gather"` or `"scatter"`.
+        num_chunks: Cells of the chunk grid.
+        bytes_sent: Object bytes this rank wrote.
+        bytes_received: Object bytes this rank read.
+        requests: Store requests this rank made, polls included.
+        seconds: Wall time in all (`total`), and by phase the time spent in it summed over concurrent tasks:
+            `encode`, `upload`, `wait` (for objects not yet there), `download`, `reduce`, `apply`.
+    """
+
+    round: int
+    fragment: int
+    members: tuple[Member, ...]
+    algorithm: Algorithm
+    num_chunks: int
+    bytes_sent: int
+    bytes_received: int
+    requests: int
+    seconds: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, JSON]:
+        """Return the report as JSON values; members as `"rank-incarnation"`."""
+        return {**dataclasses.asdict(self), "members": [str(m) for m in self.members], "seconds": dict(self.seconds)}
+
+
+class Meter:
+    """Counts for one all-reduce. Used on the event loop only, so plain additions are enough."""
+
+    def __init__(self) -> None:
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.requests = 0
+        self.seconds = dict.fromkeys(("encode", "upload", "wait", "download", "reduce", "apply"), 0.0)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to phase `name`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def request(self, phase: str) -> Iterator[None]:
+        """Count one store request and its time."""
+        self.requests += 1
+        with self.phase(phase):
+            yield

@@ -1,0 +1,176 @@
+"""A dict of tensors seen as two flat vectors, so that a chunk is just a range of elements.
+
+Floats of at most 32 bits travel in the wire format and are averaged in float32. Everything that float32 would round
+(float64, complex128, integers, bools) travels and is averaged in float64, whatever the wire: exact for integers up to
+2**53. Integer means are rounded half to even; a bool mean is True above one half.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING
+
+import torch
+
+from aiodiloco.codec import get_codec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor
+
+    from aiodiloco.collective.plan import Chunk
+
+__all__ = ["Payload", "TensorSpec"]
+
+EXACT_WIRE = "fp64"
+_BY_WIRE = frozenset(
+    {torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex32}
+    | {d for d in vars(torch).values() if isinstance(d, torch.dtype) and str(d).startswith("torch.float8")}
+)
+_EXACT = frozenset(
+    {torch.float64, torch.complex128, torch.bool}
+    | {torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """What all ranks must agree on about one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    """Flat tensors laid end to end: `ends[i]` is where `flats[i]` ends."""
+
+    codec: str
+    flats: tuple[Tensor, ...]
+    ends: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+
+class Payload:
+    """The tensors of one all-reduce, in name order.
+
+    A contiguous tensor is read and written in place; of any other a flat copy is made, and copied back by `commit`.
+
+    Args:
+        tensors: Name -> strided tensor of any shape, dtype and device. One tensor under two names (tied parameters)
+            travels once.
+        wire: Codec of the float32 section.
+
+    Raises:
+        ValueError: a tensor that has no elements of its own to write to: sparse, meta, expanded or quantized.
+        TypeError: a value that is not a tensor.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], wire: str) -> None:
+        named = sorted(tensors.items())
+        self.specs = tuple(_spec(name, tensor) for name, tensor in named)
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        groups: dict[str, list[Tensor]] = {wire: [], EXACT_WIRE: []}
+        for tensor in _drop_aliases(tensor for _, tensor in named):
+            groups[wire if tensor.dtype in _BY_WIRE else EXACT_WIRE].append(self._flat(tensor))
+        self.sections = tuple(
+            _Section(codec, tuple(flats), tuple(itertools.accumulate(t.numel() for t in flats)))
+            for codec, flats in groups.items()
+        )
+
+    def grid_sections(self) -> list[tuple[str, int, float]]:
+        """Return what `plan.make_grid` needs: per section its codec, element count and encoded bytes per element."""
+        return [(s.codec, s.numel, _element_bytes(s.codec)) for s in self.sections]
+
+    @property
+    def wire_bytes(self) -> int:
+        """Encoded size of the whole payload without chunk headers."""
+        return sum(get_codec(s.codec).nbytes(s.numel) for s in self.sections)
+
+    def empty(self, chunk: Chunk) -> Tensor:
+        """Return uninitialised room for the chunk's elements: (chunk.numel,) fp32 or fp64 on the CPU."""
+        return torch.empty(chunk.numel, dtype=get_codec(chunk.codec).dtype)
+
+    @torch.no_grad()
+    def read(self, chunk: Chunk) -> Tensor:
+        """Return a copy of the chunk's elements: (chunk.numel,) fp32 or fp64 on the CPU."""
+        out = self.empty(chunk)
+        for flat, start, stop, at in self._pieces(chunk):
+            out[at : at + stop - start].copy_(flat[start:stop])
+        return out
+
+    @torch.no_grad()
+    def write(self, chunk: Chunk, values: Tensor) -> None:
+        """Store `values`, (chunk.numel,) fp32 or fp64 on the CPU, as the chunk's elements."""
+        for flat, start, stop, at in self._pieces(chunk):
+            piece = values[at : at + stop - start]
+            if flat.dtype is torch.bool:
+                flat[start:stop].copy_(piece > 0.5)
+            elif flat.dtype.is_floating_point:
+                flat[start:stop].copy_(piece)
+            else:
+                flat[start:stop].copy_(piece.round())
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Copy what was written back into the tensors that are not contiguous. Call once, after the last `write`."""
+        for tensor, flat in self._copies:
+            tensor.copy_(flat)
+
+    def _flat(self, tensor: Tensor) -> Tensor:
+        plain = tensor.detach()
+        if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+            plain = plain.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+            self._copies.append((tensor, plain))
+        return (torch.view_as_real(plain) if tensor.is_complex() else plain).view(-1)
+
+    def _pieces(self, chunk: Chunk) -> list[tuple[Tensor, int, int, int]]:
+        """Return (flat tensor, from, to, offset in the chunk) for each tensor the chunk touches."""
+        section, pieces = self.sections[chunk.section], []
+        at, i = chunk.start, bisect.bisect_right(self.sections[chunk.section].ends, chunk.start)
+        while at < chunk.stop:
+            end = section.ends[i]
+            begin = end - section.flats[i].numel()
+            stop = min(end, chunk.stop)
+            pieces.append((section.flats[i], at - begin, stop - begin, at - chunk.start))
+            at, i = stop, i + 1
+        return pieces
+
+
+def _spec(name: str, tensor: Tensor) -> TensorSpec:
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"all_reduce takes a dict of name -> torch.Tensor; {name!r} is a {type(tensor).__name__}")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _BY_WIRE | _EXACT:
+        raise ValueError(
+            f"tensor {name!r} ({dtype}, {tensor.layout}, {tensor.device}) cannot be averaged in place; "
+            "pass dense tensors with storage, of a float, complex, integer or bool dtype"
+        )
+    if tensor.numel() and any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise ValueError(f"tensor {name!r} is expanded: its elements share memory; pass a .clone() of it")
+    return TensorSpec(name, tuple(tensor.shape), dtype)
+
+
+def _drop_aliases(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the tensors without those that are the very same elements as an earlier one."""
+    unique: dict[tuple[object, ...], Tensor] = {}
+    for t in tensors:
+        same = (t.device, t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else (id(t),)
+        unique.setdefault(same, t)
+    return list(unique.values())
+
+
+def _element_bytes(codec: str) -> float:
+    """Encoded bytes per element of a long vector, its share of block scales included."""
+    long = 1 << 20
+    return get_codec(codec).nbytes(long) / long

@@ -1,0 +1,124 @@
+"""The arithmetic of an all-reduce: which chunks there are, who owns them, in which order they travel, what it costs.
+
+Pure functions of numbers that all ranks share, so every rank computes the same plan and none has to be told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Chunk",
+    "Link",
+    "choose_algorithm",
+    "choose_chunk_bytes",
+    "estimate_seconds",
+    "make_grid",
+    "owned_chunks",
+    "ring_order",
+]
+
+Algorithm: TypeAlias = Literal["gather", "scatter"]
+ALGORITHMS: tuple[Algorithm, ...] = ("gather", "scatter")
+
+_GRAIN = 1024  # chunk lengths are multiples of this many elements: a multiple of every codec's block
+_MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 256 << 10, 4 << 20  # below, requests dominate; above, stages stop overlapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """What the cost model assumes of one replica's way to the store.
+
+    Attributes:
+        latency_s: Seconds from a request to its first byte.
+        bandwidth: Bytes per second, each way.
+    """
+
+    latency_s: float = 0.03
+    bandwidth: float = 100e6
+
+    def __post_init__(self) -> None:
+        if not self.latency_s >= 0 or not self.bandwidth > 0:
+            raise ValueError(f"a link needs latency_s >= 0 and bandwidth > 0, not {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """One cell of the grid: elements `start : stop` of a section of the payload, encoded with `codec`."""
+
+    index: int
+    section: int
+    codec: str
+    start: int
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.stop - self.start
+
+
+def choose_chunk_bytes(wire_bytes: int, world_size: int) -> int:
+    """Return how many encoded bytes a chunk should hold: a power of two from 256 KiB to 4 MiB.
+
+    Four chunks per owner keep encode, upload, reduce and download busy at once; larger chunks than that buy nothing,
+    smaller ones pay a request for little.
+    """
+    per_stage = max(1, wire_bytes // (4 * world_size))
+    return min(_MAX_CHUNK_BYTES, max(_MIN_CHUNK_BYTES, 1 << (per_stage.bit_length() - 1)))
+
+
+def make_grid(sections: Sequence[tuple[str, int, float]], chunk_bytes: int) -> tuple[Chunk, ...]:
+    """Return the chunks of a payload; nothing in it depends on the number of ranks once `chunk_bytes` is chosen.
+
+    Args:
+        sections: Per section its codec name, its number of elements, and encoded bytes per element.
+        chunk_bytes: Encoded bytes a full chunk holds, about: lengths are rounded to whole blocks of every codec.
+    """
+    if chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be at least 1, not {chunk_bytes}")
+    chunks: list[Chunk] = []
+    for section, (codec, numel, element_bytes) in enumerate(sections):
+        step = max(_GRAIN, math.floor(chunk_bytes / element_bytes) // _GRAIN * _GRAIN)
+        for start in range(0, numel, step):
+            chunks.append(Chunk(len(chunks), section, codec, start, min(start + step, numel)))
+    return tuple(chunks)
+
+
+def owned_chunks(num_chunks: int, position: int, num_members: int) -> range:
+    """Return the contiguous block of chunks that the member at `position` of `num_members` reduces."""
+    return range(position * num_chunks // num_members, (position + 1) * num_chunks // num_members)
+
+
+def ring_order(num_chunks: int, position: int, num_members: int) -> list[int]:
+    """Return all chunks in the order this member sends (and later reads) them.
+
+    One chunk for each owner in turn, beginning with the next member: every owner gets its first chunk from everyone
+    early and at a different time, so reductions start at once. The member's own block comes last: no one waits for it.
+    """
+    blocks = [owned_chunks(num_chunks, (position + d) % num_members, num_members) for d in range(1, num_members)]
+    depth = max((len(block) for block in blocks), default=0)
+    order = [block[i] for i in range(depth) for block in blocks if i < len(block)]
+    return order + list(owned_chunks(num_chunks, position, num_members))
+
+
+def estimate_seconds(algorithm: Algorithm, wire_bytes: int, world_size: int, link: Link) -> float:
+    """Return the predicted time of one all-reduce: bytes of the busier direction, and the round trips in a row."""
+    others = world_size - 1
+    if algorithm == "gather":
+        up, down, trips = 1.0, float(others), 2
+    else:
+        up, down, trips = 1 + 1 / world_size, 2 * others / world_size, 4
+    return max(up, down) * wire_bytes / link.bandwidth + trips * link.latency_s
+
+
+def choose_algorithm(wire_bytes: int, world_size: int, link: Link) -> Algorithm:
+    """Return the cheaper algorithm: gather for small payloads and two ranks, scatter for the rest; ties gather."""
+    return min(ALGORITHMS, key=lambda name: estimate_seconds(name, wire_bytes, world_size, link))

@@ -1,0 +1,124 @@
+"""The mean of one chunk: fetched from every member, added in rank order, encoded once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import torch
+
+from aiodiloco.codec import REDUCED, ChunkHeader, get_codec, pack_chunk, unpack_chunk
+from aiodiloco.collective.decision import refuse
+from aiodiloco.collective.waiting import get_when_there
+from aiodiloco.errors import ChunkError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aiodiloco.collective.contribution import Contribution
+    from aiodiloco.collective.keys import Member
+    from aiodiloco.collective.plan import Chunk
+    from aiodiloco.collective.round import Round
+
+__all__ = ["Accumulator", "Reducer", "check_header"]
+
+
+class Accumulator:
+    """Weighted mean of encoded chunks, the same bits on every machine.
+
+    Every step is one correctly rounded elementwise operation, product and sum apart: a fused multiply-add would round
+    differently on CPUs with and without it.
+
+    Args:
+        codec: Name of the wire format of the contributions and of the mean.
+        numel: Elements in the chunk.
+    """
+
+    def __init__(self, codec: str, numel: int) -> None:
+        self._codec = get_codec(codec)
+        self._sum = torch.zeros(numel, dtype=self._codec.dtype)
+        self._decoded = torch.empty_like(self._sum)
+        self.weight = 0.0
+
+    def add(self, body: Tensor, weight: float) -> None:
+        """Add the contribution encoded in `body`, (nbytes,) uint8, with a weight > 0. Order matters to the last bit."""
+        self._codec.decode(body, self._decoded)
+        if weight != 1.0:
+            self._decoded.mul_(weight)
+        self._sum.add_(self._decoded)
+        self.weight += weight
+
+    def mean(self) -> Tensor:
+        """Return the weighted mean, (numel,). Ends the accumulation: the sum is divided in place."""
+        return self._sum.div_(self.weight)
+
+
+class Reducer:
+    """Reduces chunks of one round, reading peers' chunks ahead of use but never more than the round's concurrency."""
+
+    def __init__(self, round_: Round, contribution: Contribution) -> None:
+        self._round = round_
+        self._contribution = contribution
+        self._in_memory = anyio.Semaphore(round_.concurrency)
+
+    async def reduce(self, chunk: Chunk) -> memoryview:
+        """Return the mean of `chunk` over all members, encoded."""
+        accumulator = Accumulator(chunk.codec, chunk.numel)
+        arrivals = {member: _Arrival() for member in self._round.members}
+        async with anyio.create_task_group() as tg:
+            # Started in rank order, so the permits go to those that are added first: no deadlock between chunks.
+            for member, arrival in arrivals.items():
+                tg.start_soon(self._fetch, member, chunk, arrival)
+            for arrival in arrivals.values():
+                await self._add(accumulator, await arrival.wait())
+                self._in_memory.release()
+        header = ChunkHeader(chunk.codec, chunk.numel, chunk.index, REDUCED, accumulator.weight, self._round.digest)
+        with self._round.meter.phase("reduce"):
+            return await self._round.in_worker(lambda: pack_chunk(header, accumulator.mean()))
+
+    async def _fetch(self, member: Member, chunk: Chunk, arrival: _Arrival) -> None:
+        await self._in_memory.acquire()
+        round_ = self._round
+        if member == round_.me:
+            data = await self._contribution.take(chunk.index)
+        else:
+            data = await get_when_there(round_.store, round_.keys.chunk(member, chunk.index), round_.meter)
+        header, body = await round_.in_worker(lambda: unpack_chunk(data))
+        if header.payload != round_.digest:
+            await refuse(round_.store, round_.keys, round_.members, round_.meter)
+            await anyio.sleep_forever()  # the refusal is a decision: whoever waits for that ends this round
+        check_header(header, chunk, member.rank)
+        arrival.set(body, header.weight)
+
+    async def _add(self, accumulator: Accumulator, arrived: tuple[Tensor, float]) -> None:
+        with self._round.meter.phase("reduce"):
+            await self._round.in_worker(lambda: accumulator.add(*arrived))
+
+
+class _Arrival:
+    """A place for one decoded message, waited for by one task."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._value: tuple[Tensor, float] | None = None
+
+    def set(self, body: Tensor, weight: float) -> None:
+        self._value = (body, weight)
+        self._event.set()
+
+    async def wait(self) -> tuple[Tensor, float]:
+        await self._event.wait()
+        value, self._value = self._value, None
+        assert value is not None
+        return value
+
+
+def check_header(header: ChunkHeader, chunk: Chunk, rank: int) -> None:
+    """Raise ChunkError unless a valid chunk is also the one that was asked for."""
+    got = (header.codec, header.numel, header.chunk, header.rank)
+    if got != (chunk.codec, chunk.numel, chunk.index, rank):
+        raise ChunkError(
+            f"chunk {chunk.index} from rank {rank} should be {chunk.numel} × {chunk.codec}, but its key holds "
+            f"chunk {header.chunk} from rank {header.rank}, {header.numel} × {header.codec}: "
+            "is another run writing under this prefix?"
+        )

@@ -1,0 +1,240 @@
+"""`DiLoCo`: many inner steps alone, then one outer step together."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio.to_thread
+import torch
+
+from aiodiloco.diloco.outer import NesterovSGD, OuterOptimizerFactory, OuterState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    from aiodiloco.collective import AllReduceReport
+
+__all__ = ["AllReduce", "DiLoCo", "Emit"]
+
+
+class AllReduce(Protocol):
+    """What DiLoCo needs of a transport; `ObjectStoreAllReduce` is one."""
+
+    async def all_reduce(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        wire: str | None,
+        round: int | None,  # noqa: A002 - the field's word
+        basis: bytes,
+    ) -> AllReduceReport:
+        """Replace every tensor by its mean over all ranks, in place."""
+        ...
+
+
+class Emit(Protocol):
+    """Takes an event. Must not block."""
+
+    def __call__(self, kind: str, /, **data: object) -> None:
+        """Note that `kind` happened; `data` are numbers, strings, or 0-d tensors to be read later."""
+        ...
+
+
+class DiLoCo:
+    """Trains a model as one replica of a DiLoCo run.
+
+    The training loop stays the user's: it takes an inner step however it likes, then calls `step`. Every `sync_every`
+    inner steps, and after the last one of `steps`, that averages the pseudo-gradients of all replicas, takes one outer
+    step, and continues from the new outer parameters. After each round all replicas hold the same bits.
+
+    DiLoCo, Algorithm 1 (https://arxiv.org/abs/2311.08105). Only parameters with `requires_grad` are averaged; buffers
+    (batch-norm statistics, say) and the inner optimizer's state stay the replica's own.
+
+    Args:
+        model: Initialised alike on every replica; a difference is found in the first round and refused.
+        inner_optimizer: Any torch optimizer over the model's parameters. Saved and restored by `state_dict`.
+        all_reduce: The transport.
+        sync_every: Inner steps per round, H in the paper.
+        outer: Makes the outer optimizer: `NesterovSGD(…)` or any torch optimizer class or factory.
+        wire: Format of the pseudo-gradients on the wire; None takes the transport's.
+        emit: Receives a `step` event for every inner step and a `round` event for every outer one.
+
+    Raises:
+        ValueError: `sync_every` < 1, no trainable parameters, or an optimizer of another model.
+
+    Attributes:
+        inner_step: Inner steps taken.
+        round: Outer steps taken.
+        last_round: What the latest all-reduce cost; None before the first.
+        bytes_sent, bytes_received: Summed over all rounds since construction.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inner_optimizer: torch.optim.Optimizer,
+        all_reduce: AllReduce,
+        *,
+        sync_every: int,
+        outer: OuterOptimizerFactory | None = None,
+        wire: str | None = None,
+        emit: Emit | None = None,
+    ) -> None:
+        if isinstance(sync_every, bool) or not isinstance(sync_every, int) or sync_every < 1:
+            raise ValueError(f"sync_every must be an int >= 1 (inner steps per round), not {sync_every!r}")
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        _check_optimizer(trainable, inner_optimizer)
+        self.inner_step = 0
+        self.round = 0
+        self.last_round: AllReduceReport | None = None
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.sync_every = sync_every
+        self._model = model
+        self._inner_optimizer = inner_optimizer
+        self._all_reduce = all_reduce
+        self._outer = OuterState(trainable, outer or NesterovSGD())
+        self._wire = wire
+        self._emit = emit or _ignore
+        self._total: int | None = None
+        self._synced_at = 0
+        self._evaluating = False
+        self._tokens = 0
+        self._clock = time.perf_counter()
+
+    def steps(self, total: int) -> Iterator[int]:
+        """Iterate over the numbers of the inner steps still to take, up to `total` in the whole run.
+
+        Starts where the run is: at 0, or after `load_state_dict` where the saved one was. The last round is shorter
+        when `total` is no multiple of `sync_every`, so that no work is left out of the outer parameters.
+
+        Raises:
+            ValueError: `total` is negative or not an int.
+            RuntimeError: `step` was not called exactly once in an iteration.
+        """
+        if isinstance(total, bool) or not isinstance(total, int) or total < 0:
+            raise ValueError(f"steps() takes the number of inner steps of the whole run, an int >= 0, not {total!r}")
+        return self._iterate(total)
+
+    def _iterate(self, total: int) -> Iterator[int]:
+        self._total = total
+        while (number := self.inner_step) < total:
+            yield number
+            if self.inner_step != number + 1:
+                raise RuntimeError(
+                    f"step() was called {self.inner_step - number} times in iteration {number}: call it exactly once"
+                )
+
+    async def step(self, *, loss: float | Tensor | None = None, tokens: int | None = None) -> None:
+        """Count one inner step; when the round is complete, synchronise.
+
+        Args:
+            loss: Of this step, for the event log. A tensor is read later, off the training thread.
+            tokens: Tokens in this step's batch, for the event log and throughput.
+
+        Raises:
+            CollectiveError: the round failed; the model is as before it. Repeat it with `synchronize`, or give up.
+        """
+        if self.advance(loss=loss, tokens=tokens):
+            await self.synchronize()
+
+    def advance(self, *, loss: float | Tensor | None = None, tokens: int | None = None) -> bool:
+        """Count one inner step; return True when `synchronize` is due. The half of `step` that never waits."""
+        if self._evaluating:
+            raise RuntimeError("step() inside outer_weights(): leave the evaluation before training on")
+        self.inner_step += 1
+        self._report_step(loss, tokens)
+        return self.inner_step % self.sync_every == 0 or self.inner_step == self._total
+
+    async def synchronize(self) -> None:
+        """Average all replicas' work since the last round and take one outer step. All replicas must call it.
+
+        After an error or a cancellation the round can be repeated by calling this again; nothing is applied twice.
+        """
+        if self.inner_step == self._synced_at:
+            return
+        began = time.perf_counter()
+        gradient, basis = await anyio.to_thread.run_sync(lambda: (self._outer.pseudo_gradient(), self._outer.digest()))
+        report = await self._all_reduce.all_reduce(gradient, wire=self._wire, round=self.round, basis=basis)
+        await anyio.to_thread.run_sync(self._take_outer_step, gradient, report)
+        self._emit("round", step=self.inner_step, sync_s=time.perf_counter() - began, **report.to_dict())
+
+    @contextlib.contextmanager
+    def outer_weights(self) -> Iterator[nn.Module]:
+        """Hold the outer parameters in the model while inside: these are the ones to evaluate, export and compare.
+
+        The replica's own parameters come back on leaving. Right after a round the two are the same.
+        """
+        local = self._outer.local_copy()
+        self._outer.write_to_model()
+        self._evaluating = True
+        try:
+            yield self._model
+        finally:
+            self._evaluating = False
+            self._outer.restore_local(local)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to continue to the bit, except random state and data position.
+
+        Covers the model, the inner optimizer, the outer parameters and the outer optimizer. Tensors are references, as
+        in torch: copy or save them before training on.
+        """
+        return {
+            "inner_step": self.inner_step,
+            "round": self.round,
+            "synced_at": self._synced_at,
+            "model": self._model.state_dict(),
+            "inner_optimizer": self._inner_optimizer.state_dict(),
+            "outer": self._outer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken. Raises ValueError when it is of another model."""
+        self._outer.load_state_dict(state["outer"])
+        self._model.load_state_dict(state["model"])
+        self._inner_optimizer.load_state_dict(state["inner_optimizer"])
+        self.inner_step, self.round = state["inner_step"], state["round"]
+        self._synced_at = state["synced_at"]
+
+    def _take_outer_step(self, gradient: Mapping[str, Tensor], report: AllReduceReport) -> None:
+        """Apply a round whole: also when the waiting task is cancelled, parameters and counters stay together."""
+        self._outer.step(gradient)
+        self.round += 1
+        self._synced_at = self.inner_step
+        self.last_round = report
+        self.bytes_sent += report.bytes_sent
+        self.bytes_received += report.bytes_received
+
+    def _report_step(self, loss: float | Tensor | None, tokens: int | None) -> None:
+        data: dict[str, Any] = {"step": self.inner_step, "round": self.round}
+        if loss is not None:
+            data["loss"] = loss.detach() if isinstance(loss, torch.Tensor) else loss
+        if tokens is not None:
+            now = time.perf_counter()
+            self._tokens += tokens
+            data |= {"tokens": self._tokens, "tokens_per_s": tokens / max(now - self._clock, 1e-9)}
+            self._clock = now
+        self._emit("step", **data)
+
+
+def _check_optimizer(trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"inner_optimizer must be a torch.optim.Optimizer, not a {type(optimizer).__name__}")
+    if not trainable:
+        raise ValueError("the model has no parameters with requires_grad: there is nothing to train")
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left_out = [name for name, p in trainable.items() if id(p) not in optimized]
+    if len(left_out) == len(trainable):
+        raise ValueError(
+            "the inner optimizer holds none of the model's trainable parameters: make it from model.parameters() of "
+            "the same model, after any .to(device) or wrapping"
+        )
+
+
+def _ignore(kind: str, /, **data: object) -> None:  # noqa: ARG001 - an Emit
+    """Drop an event."""

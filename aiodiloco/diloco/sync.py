@@ -1,0 +1,80 @@
+"""`SyncDiLoCo`: the same DiLoCo for training loops that are not async; the network runs in a thread of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from anyio.from_thread import BlockingPortal
+    from torch import Tensor, nn
+
+    from aiodiloco.collective import AllReduceReport
+    from aiodiloco.diloco.diloco import DiLoCo
+
+__all__ = ["SyncDiLoCo"]
+
+
+class SyncDiLoCo:
+    """A `DiLoCo` whose `step` just returns.
+
+    Args:
+        diloco: What does the work.
+        portal: Leads into the event loop that the transport lives in.
+    """
+
+    def __init__(self, diloco: DiLoCo, portal: BlockingPortal) -> None:
+        self._diloco = diloco
+        self._portal = portal
+
+    @property
+    def inner_step(self) -> int:
+        """Inner steps taken."""
+        return self._diloco.inner_step
+
+    @property
+    def round(self) -> int:
+        """Outer steps taken."""
+        return self._diloco.round
+
+    @property
+    def last_round(self) -> AllReduceReport | None:
+        """What the latest all-reduce cost; None before the first."""
+        return self._diloco.last_round
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes this replica wrote in all rounds."""
+        return self._diloco.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes this replica read in all rounds."""
+        return self._diloco.bytes_received
+
+    def steps(self, total: int) -> Iterator[int]:
+        """Iterate over the inner steps still to take; see `DiLoCo.steps`."""
+        return self._diloco.steps(total)
+
+    def step(self, *, loss: float | Tensor | None = None, tokens: int | None = None) -> None:
+        """Count one inner step, and wait for the round when it is complete; see `DiLoCo.step`."""
+        if self._diloco.advance(loss=loss, tokens=tokens):
+            self.synchronize()
+
+    def synchronize(self) -> None:
+        """Average all replicas' work since the last round now; see `DiLoCo.synchronize`."""
+        self._portal.call(self._diloco.synchronize)
+
+    def outer_weights(self) -> AbstractContextManager[nn.Module]:
+        """Hold the outer parameters in the model while inside; see `DiLoCo.outer_weights`."""
+        return self._diloco.outer_weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to continue; see `DiLoCo.state_dict`."""
+        return self._diloco.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken; see `DiLoCo.load_state_dict`."""
+        self._diloco.load_state_dict(state)

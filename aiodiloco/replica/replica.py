@@ -1,0 +1,146 @@
+"""`join`: become a rank of a run, from inside a replica."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from aiodiloco.collective import ObjectStoreAllReduce
+from aiodiloco.diloco import DiLoCo
+from aiodiloco.events import EventWriter
+from aiodiloco.replica.logs import capture_logs
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import torch
+    from torch import Tensor, nn
+
+    from aiodiloco.diloco import OuterOptimizerFactory
+    from aiodiloco.store import Store
+
+__all__ = ["Replica", "join"]
+
+
+class Replica:
+    """This process's place in a run; what `join` gives.
+
+    Attributes:
+        rank: 0 .. world_size - 1.
+        world_size: Number of ranks.
+        store: The run's own prefix of the store, open.
+        all_reduce: The transport, for averaging tensors of one's own.
+        events: The run's event log.
+    """
+
+    def __init__(self, all_reduce: ObjectStoreAllReduce, events: EventWriter) -> None:
+        self.all_reduce = all_reduce
+        self.events = events
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+        return self.all_reduce.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks in the run."""
+        return self.all_reduce.world_size
+
+    @property
+    def store(self) -> Store:
+        """The run's own prefix of the store."""
+        return self.all_reduce.store
+
+    def report(self, step: int, **metrics: float | str | Tensor) -> None:
+        """Add a `metrics` event to the run's log, e.g. `report(step, loss=0.7, accuracy=0.9)`. Never blocks.
+
+        `DiLoCo.step` reports each step's loss by itself; this is for whatever else should be seen.
+        """
+        self.events.emit("metrics", step=step, **metrics)
+
+    def diloco(
+        self,
+        model: nn.Module,
+        inner_optimizer: torch.optim.Optimizer,
+        *,
+        sync_every: int,
+        outer: OuterOptimizerFactory | None = None,
+        fragments: int = 1,
+        delay: int = 0,
+        mix: float = 0.0,
+        wire: str | None = None,
+    ) -> DiLoCo:
+        """Return a `DiLoCo` that trains `model` as this rank; its steps and rounds go to the run's event log.
+
+        Args:
+            model: Initialised alike on every rank.
+            inner_optimizer: Any torch optimizer over its parameters.
+            sync_every: Inner steps per round.
+            outer: Outer optimizer; None is `NesterovSGD(lr=0.7, momentum=0.9)`.
+            fragments: Parts the model is synchronised in. This release knows 1: the whole model at once.
+            delay: Inner steps between sending and applying a fragment. This release knows 0.
+            mix: Share of the local parameters kept on arrival. This release knows 0.0.
+            wire: Format of the pseudo-gradients; None takes the one given to `join`.
+
+        Raises:
+            ValueError: an argument out of range; see `DiLoCo`.
+        """
+        _check_streaming(fragments, delay, mix)
+        return DiLoCo(
+            model,
+            inner_optimizer,
+            self.all_reduce,
+            sync_every=sync_every,
+            outer=outer,
+            wire=wire,
+            emit=self.events.emit,
+        )
+
+
+@contextlib.asynccontextmanager
+async def join(
+    rendezvous_uri: str | os.PathLike[str],
+    *,
+    rank: int,
+    world_size: int,
+    incarnation: int = 0,
+    wire: str = "fp32",
+    timeout: float = 600.0,
+    log_capture: bool = True,
+) -> AsyncIterator[Replica]:
+    """Join the run at `rendezvous_uri` as `rank` for as long as the context is open.
+
+    Args:
+        rendezvous_uri: The run's own prefix in a store, the same for all ranks and for no other run.
+        rank: 0 .. world_size - 1, each taken once.
+        world_size: Number of ranks; the first to join fixes it for the run.
+        incarnation: Which life of this rank this is, from 0; a restarted rank counts up.
+        wire: Wire format of its all-reduces unless they name another.
+        timeout: Seconds an all-reduce waits for the slowest rank.
+        log_capture: Also write what passes the root logger to the event log.
+
+    Raises:
+        ValueError: rank, world_size, wire or URI out of range.
+        StoreError: the store cannot be used.
+        WorldSizeError, RankTakenError: the run has another size, or the rank is held by another process.
+    """
+    all_reduce = ObjectStoreAllReduce(
+        rendezvous_uri, rank=rank, world_size=world_size, incarnation=incarnation, wire=wire, timeout=timeout
+    )
+    async with all_reduce, EventWriter(all_reduce.store, str(all_reduce.member)) as events:
+        with capture_logs(events) if log_capture else contextlib.nullcontext():
+            events.emit("joined", rank=rank, world_size=world_size, pid=os.getpid())
+            try:
+                yield Replica(all_reduce, events)
+            except BaseException as exc:
+                events.emit("left", rank=rank, error=f"{type(exc).__name__}: {exc}")
+                raise
+            events.emit("left", rank=rank, error=None)
+
+
+def _check_streaming(fragments: int, delay: int, mix: float) -> None:
+    for name, value, known in (("fragments", fragments, 1), ("delay", delay, 0), ("mix", mix, 0.0)):
+        if value != known:
+            raise ValueError(f"{name}={value!r}: this release synchronises the model whole; leave {name} at {known}")

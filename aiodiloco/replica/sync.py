@@ -1,0 +1,106 @@
+"""`join_sync`: `join` for training code that is not async. The network gets a thread and an event loop of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from aiodiloco.diloco import SyncDiLoCo
+from aiodiloco.replica.replica import Replica, join
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    import torch
+    from torch import Tensor, nn
+
+    from aiodiloco.collective import AllReduceReport
+    from aiodiloco.diloco import OuterOptimizerFactory
+
+__all__ = ["SyncReplica", "join_sync"]
+
+
+class SyncReplica:
+    """A `Replica` for sync code: the same words, without await."""
+
+    def __init__(self, replica: Replica, portal: BlockingPortal) -> None:
+        self._replica = replica
+        self._portal = portal
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+        return self._replica.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks in the run."""
+        return self._replica.world_size
+
+    def report(self, step: int, **metrics: float | str | Tensor) -> None:
+        """Add a `metrics` event to the run's log; see `Replica.report`."""
+        self._replica.report(step, **metrics)
+
+    def all_reduce(self, tensors: Mapping[str, Tensor], *, weight: float = 1.0) -> AllReduceReport:
+        """Average tensors over all ranks in place; see `ObjectStoreAllReduce.all_reduce`."""
+
+        async def call() -> AllReduceReport:
+            return await self._replica.all_reduce.all_reduce(tensors, weight=weight)
+
+        return self._portal.call(call)
+
+    def diloco(
+        self,
+        model: nn.Module,
+        inner_optimizer: torch.optim.Optimizer,
+        *,
+        sync_every: int,
+        outer: OuterOptimizerFactory | None = None,
+        fragments: int = 1,
+        delay: int = 0,
+        mix: float = 0.0,
+        wire: str | None = None,
+    ) -> SyncDiLoCo:
+        """Return a `SyncDiLoCo` that trains `model` as this rank; see `Replica.diloco`."""
+        inner = self._replica.diloco(
+            model,
+            inner_optimizer,
+            sync_every=sync_every,
+            outer=outer,
+            fragments=fragments,
+            delay=delay,
+            mix=mix,
+            wire=wire,
+        )
+        return SyncDiLoCo(inner, self._portal)
+
+
+@contextlib.contextmanager
+def join_sync(
+    rendezvous_uri: str | os.PathLike[str],
+    *,
+    rank: int,
+    world_size: int,
+    incarnation: int = 0,
+    wire: str = "fp32",
+    timeout: float = 600.0,
+    log_capture: bool = True,
+) -> Iterator[SyncReplica]:
+    """Join the run at `rendezvous_uri` as `rank` for as long as the context is open; see `join`."""
+    joined = join(
+        rendezvous_uri,
+        rank=rank,
+        world_size=world_size,
+        incarnation=incarnation,
+        wire=wire,
+        timeout=timeout,
+        log_capture=log_capture,
+    )
+    with (
+        start_blocking_portal(name="aiodiloco-network") as portal,
+        portal.wrap_async_context_manager(joined) as replica,
+    ):
+        yield SyncReplica(replica, portal)
