@@ -1,0 +1,104 @@
+"""Backend calls that nobody has to wait for longer than they want."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from aiodiloco.executors.port import Backend
+
+__all__ = ["Bell", "Calls", "Job"]
+
+T = TypeVar("T")
+
+
+class Bell:
+    """Wakes everyone who waits, each time it rings."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def ring(self) -> None:
+        """Wake all who wait now."""
+        event, self._event = self._event, anyio.Event()
+        event.set()
+
+    async def wait_until(self, deadline: float) -> bool:
+        """Return True at the next ring, or False once `time.monotonic()` has reached `deadline`."""
+        with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
+            await self._event.wait()
+            return True
+        return False
+
+
+class Job(Generic[T]):
+    """One backend call, running in a task of its own.
+
+    Unlike a child of a task group it can be let go of: a call that hangs, even one that swallows its cancellation,
+    holds nobody. And unlike an anyio shield it also survives `asyncio.Task.cancel()` of the asker, which is what
+    keeps the id of a replica that is just being spawned.
+    """
+
+    def __init__(self, task: asyncio.Task[T]) -> None:
+        self._task = task
+
+    @property
+    def has_ended(self) -> bool:
+        """True once the call returned, raised or was cancelled."""
+        return self._task.done()
+
+    def value(self) -> T:
+        """Return what the call returned, or raise what it raised. Only after it ended."""
+        if self._task.cancelled():
+            raise InterruptedError("the event loop is shutting down")
+        return self._task.result()
+
+    def error(self) -> Exception | None:
+        """Return what the call raised, if anything. Only after it ended."""
+        try:
+            self.value()
+        except Exception as exc:
+            return exc
+        return None
+
+    def abandon(self) -> None:
+        """Cancel the call without waiting for it. From any thread."""
+        loop = self._task.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._task.cancel)
+
+
+class Calls:
+    """Starts the calls to one backend and keeps them alive until they end."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._tasks: set[asyncio.Task[Any]] = set()  # event loops hold their tasks weakly
+
+    def start(self, call: Coroutine[Any, Any, T], *, on_end: Callable[[], None] | None = None) -> Job[T]:
+        """Start `call` and return at once; `on_end` is called in this event loop when it ended, however it ended."""
+        task = asyncio.get_running_loop().create_task(_translate_exits(call))
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[T]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # an abandoned call's error is nobody's, and no reason for a warning
+            if on_end is not None:
+                on_end()
+
+        task.add_done_callback(ended)
+        return Job(task)
+
+
+async def _translate_exits(call: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await call
+    except SystemExit as exc:  # a client may re-raise a replica's; out of a task it would stop the event loop
+        raise RuntimeError(f"the backend call raised SystemExit({exc.code!r})") from exc

@@ -1,0 +1,177 @@
+"""Start all replicas of a group, or none."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from aiodiloco.errors import EntrypointError, LaunchError
+from aiodiloco.executors.calls import Bell, Calls, Job
+from aiodiloco.executors.entrypoint import IMPORTING_MAIN, check_args, check_signature, name_of, resolve
+from aiodiloco.executors.group import end_replicas
+from aiodiloco.executors.port import Backend, SpawnRequest
+from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult, ReplicaStatus, check_run_id, new_run_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from aiodiloco.executors.serverless import Entrypoint
+
+__all__ = ["check_timeout", "launch", "plan_launch"]
+
+_SPAWNS_IN_FLIGHT = 16
+_UNDO_BOUND_S = 10.0
+
+
+def check_timeout(timeout: float | None, *, name: str = "timeout") -> float | None:
+    """Return `timeout`, or raise ValueError unless it is None or a finite number of seconds > 0."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise ValueError(f"{name} must be a number of seconds, not {timeout!r}")
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"{name} must be more than 0 and finite, not {timeout!r}; use poll() to look without waiting")
+    return float(timeout)
+
+
+async def plan_launch(
+    backend: Backend,
+    n_replicas: int,
+    entrypoint: Entrypoint | None,
+    entrypoint_args: Mapping[str, JSON] | None,
+    *,
+    gpu: str | None,
+    timeout: float | None,
+    run_id: str | None,
+) -> list[SpawnRequest]:
+    """Return one request per rank, or raise ValueError or EntrypointError. Starts nothing."""
+    if isinstance(n_replicas, bool) or not isinstance(n_replicas, int) or n_replicas < 1:
+        raise ValueError(f"n_replicas must be an int >= 1, not {n_replicas!r}")
+    if IMPORTING_MAIN in os.environ:
+        raise EntrypointError(
+            "this script launches replicas while a replica imports it; put the launch under `if __name__ == '__main__':`"
+        )
+    args = check_args({} if entrypoint_args is None else entrypoint_args)
+    first = SpawnRequest(
+        rank=0,
+        n_replicas=n_replicas,
+        run_id=new_run_id() if run_id is None else check_run_id(run_id),
+        launch_id=secrets.token_hex(8),
+        entrypoint=await _checked_name(entrypoint, args),
+        entrypoint_args=args,
+        gpu=gpu,
+        timeout_s=check_timeout(timeout) or backend.default_timeout_s,
+    )
+    backend.check(first)
+    return [_for_rank(first, rank) for rank in range(n_replicas)]
+
+
+def _for_rank(request: SpawnRequest, rank: int) -> SpawnRequest:
+    return SpawnRequest(**{**vars(request), "rank": rank})
+
+
+async def _checked_name(entrypoint: Entrypoint | None, args: Mapping[str, JSON]) -> str | None:
+    if entrypoint is None:
+        return None
+    if isinstance(entrypoint, str):
+        name, function = entrypoint, await anyio.to_thread.run_sync(resolve, entrypoint, abandon_on_cancel=True)
+    else:
+        name, function = name_of(entrypoint), entrypoint
+    check_signature(name, function, args)
+    return name
+
+
+async def launch(calls: Calls, requests: Sequence[SpawnRequest]) -> list[ReplicaHandle]:
+    """Return the handles of all replicas, in the order of `requests`.
+
+    When one cannot be started, or the caller is cancelled, the spawns under way are given time to yield their ids,
+    everything that started is cancelled, and only then the error or the cancellation goes on.
+
+    Raises:
+        LaunchError: a replica could not be started.
+    """
+    spawns = _Spawns(calls, requests)
+    try:
+        await spawns.run()
+    except BaseException:
+        await spawns.undo("the launch was cancelled")
+        raise
+    if spawns.failed_rank is None:
+        return spawns.handles()
+    message = f"rank {spawns.failed_rank} could not be started: {spawns.failure}"
+    rows = await spawns.undo(message)
+    raise LaunchError(f"{message}; the replicas that had started were cancelled", rows) from spawns.failure
+
+
+class _Spawns:
+    """The spawns of one launch: a bounded number in flight, none ever forgotten."""
+
+    def __init__(self, calls: Calls, requests: Sequence[SpawnRequest]) -> None:
+        self.failed_rank: int | None = None
+        self.failure: Exception | None = None
+        self._calls = calls
+        self._requests = list(requests)
+        self._jobs: list[Job[ReplicaHandle]] = []
+        self._bell = Bell()
+        self._wanted = True
+
+    async def run(self) -> None:
+        """Return when all have started, or the first has failed."""
+        while self.failure is None and not (len(self._jobs) == len(self._requests) and not self._in_flight()):
+            self._start_some()
+            await self._bell.wait_until(time.monotonic() + self._calls.backend.spawn_bound_s)
+
+    def handles(self) -> list[ReplicaHandle]:
+        """Return the handles of those that started, in order."""
+        return [job.value() for job in self._jobs if job.has_ended and job.error() is None]
+
+    async def undo(self, reason: str) -> list[ReplicaResult]:
+        """Cancel all that started or still starts; return their rows. Bounded, and not interrupted by anyio scopes."""
+        deadline = time.monotonic() + _UNDO_BOUND_S
+        with anyio.CancelScope(shield=True):
+            while self._in_flight() and await self._bell.wait_until(deadline):
+                pass
+        self._wanted = False  # a spawn that yields its id from now on cancels its replica by itself
+        late = [
+            ReplicaResult(request.rank, ReplicaStatus.pending, error=f"its spawn has not answered; {reason}")
+            for request, job in zip(self._requests, self._jobs, strict=False)
+            if not job.has_ended
+        ]
+        within_s = min(_UNDO_BOUND_S, self._calls.backend.cancel_bound_s)
+        rows = await end_replicas(self._calls, self.handles(), reason=reason, within_s=within_s)
+        return sorted(rows + late, key=lambda row: row.rank)
+
+    def _in_flight(self) -> int:
+        return sum(not job.has_ended for job in self._jobs)
+
+    def _start_some(self) -> None:
+        while len(self._jobs) < len(self._requests) and self._in_flight() < _SPAWNS_IN_FLIGHT:
+            index = len(self._jobs)
+            self._jobs.append(
+                self._calls.start(self._spawn(self._requests[index]), on_end=partial(self._note_end, index))
+            )
+
+    async def _spawn(self, request: SpawnRequest) -> ReplicaHandle:
+        backend = self._calls.backend
+        try:
+            with anyio.fail_after(backend.spawn_bound_s):
+                handle = await backend.spawn(request)
+        except TimeoutError as exc:
+            raise TimeoutError(f"no answer within {backend.spawn_bound_s:g} s") from exc
+        if not self._wanted:
+            with anyio.fail_after(backend.cancel_bound_s):
+                await backend.cancel(handle)
+        return handle
+
+    def _note_end(self, index: int) -> None:
+        failure = self._jobs[index].error()
+        if failure is not None and self.failure is None:
+            self.failed_rank, self.failure = self._requests[index].rank, failure
+        self._bell.ring()

@@ -1,0 +1,197 @@
+"""The five coroutines for processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from aiodiloco.errors import ExecutorError, HandleError
+from aiodiloco.executors.local.client import SupervisorGoneError, ask
+from aiodiloco.executors.local.directory import EXIT, LOG, SPAWNED, read_json
+from aiodiloco.executors.local.start import SupervisorHolder
+from aiodiloco.executors.local.tail import LineReader
+from aiodiloco.records import ReplicaHandle, ReplicaResult, ReplicaStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from aiodiloco.executors.port import SpawnRequest
+
+__all__ = ["LocalBackend"]
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_FOLLOW_S = 0.05
+
+
+class LocalBackend:
+    """Replicas as forks of a supervisor process; a `Backend`."""
+
+    name = "local"
+    supports_inter_replica_network = True
+    default_timeout_s = 24 * 3600.0
+    spawn_bound_s = 60.0
+
+    def __init__(self, root: Path, *, detach: bool, grace_s: float, preload: Sequence[str] | None) -> None:
+        self.cancel_bound_s = grace_s + 5.0
+        self.supervisor = SupervisorHolder(detach=detach, grace_s=grace_s)
+        self._root = root
+        self._preload = preload
+
+    def check(self, request: SpawnRequest) -> None:
+        """Refuse what local replicas cannot have."""
+        if request.gpu is not None:
+            raise ValueError(
+                f"gpu={request.gpu!r}: local replicas share this machine's devices; leave gpu out and choose the device "
+                "in the entrypoint"
+            )
+        if request.entrypoint is None:
+            raise ValueError('entrypoint is required here: give a function or "module:function"')
+
+    async def spawn(self, request: SpawnRequest) -> ReplicaHandle:
+        """Fork the replica; starts the supervisor first if none lives."""
+        path = await anyio.to_thread.run_sync(self.supervisor.socket)
+        call_id = f"{request.run_id}/{request.rank}-{request.incarnation}"
+        try:
+            answer = await ask(path, self._spawn_message(request, call_id))
+        except SupervisorGoneError as exc:
+            raise ExecutorError(f"the supervisor of local replicas ended: {exc}") from exc
+        if "error" in answer:
+            raise ExecutorError(answer["error"])
+        metadata = {
+            "call_id": call_id,
+            "spawn_ts": time.time(),
+            "incarnation": request.incarnation,
+            "timeout_s": request.timeout_s,
+            "pid": answer["pid"],
+            "directory": answer["directory"],
+            "socket": path,
+        }
+        return ReplicaHandle(request.rank, self.name, request.run_id, metadata)
+
+    async def wait(self, handle: ReplicaHandle) -> ReplicaResult:
+        """Return how the replica ended; the supervisor answers when it has."""
+        if (row := await self._read_exit(handle)) is not None:
+            return row
+        try:
+            await ask(_text(handle, "socket"), {"op": "wait", "call_id": handle.call_id})
+        except SupervisorGoneError:
+            return await self._read_exit(handle) or _lost(handle)
+        return await self._read_exit(handle) or _lost(handle)
+
+    async def cancel(self, handle: ReplicaHandle) -> None:
+        """Have the supervisor send SIGTERM, and SIGKILL after the grace period."""
+        try:
+            await ask(_text(handle, "socket"), {"op": "cancel", "call_id": handle.call_id})
+        except SupervisorGoneError:  # its replicas ended with it
+            return
+
+    async def status(self, handle: ReplicaHandle) -> ReplicaStatus:
+        """Return the recorded end, or `running` if the supervisor still has the replica."""
+        if (row := await self._read_exit(handle)) is not None:
+            return row.status
+        try:
+            answer = await ask(_text(handle, "socket"), {"op": "status", "call_id": handle.call_id})
+        except SupervisorGoneError:
+            answer = {"running": False}
+        if answer["running"]:
+            return ReplicaStatus.running
+        return (await self._read_exit(handle) or _lost(handle)).status
+
+    async def logs(self, handle: ReplicaHandle, *, n_lines: int, follow: bool) -> AsyncIterator[str]:
+        """Read the replica's `output.log`, in worker threads."""
+        path = Path(_text(handle, "directory")) / LOG
+        reader = await anyio.to_thread.run_sync(lambda: LineReader(path, n_lines=n_lines))
+        has_ended = not follow
+        while True:
+            lines = await anyio.to_thread.run_sync(reader.read)
+            for line in lines:
+                yield line
+            if lines:
+                continue
+            if has_ended:
+                break
+            has_ended = (await self.status(handle)).is_final
+            if not has_ended:
+                await anyio.sleep(_FOLLOW_S)
+        for line in reader.rest():
+            yield line
+
+    def _spawn_message(self, request: SpawnRequest, call_id: str) -> dict[str, Any]:
+        assert request.entrypoint is not None
+        return {
+            "op": "spawn",
+            "call_id": call_id,
+            "root": str(self._root),
+            "run_id": request.run_id,
+            "launch_id": request.launch_id,
+            "rank": request.rank,
+            "incarnation": request.incarnation,
+            "entrypoint": request.entrypoint,
+            "args": dict(request.entrypoint_args),
+            "timeout_s": request.timeout_s,
+            "main": _main_script(request.entrypoint),
+            "env": _environment(request.n_replicas),
+            "cwd": str(Path.cwd()),
+            "sys_path": [str(Path(entry).absolute()) if entry == "" else entry for entry in sys.path],
+            "argv": sys.argv,
+            "preload": self._modules_to_preload(),
+        }
+
+    def _modules_to_preload(self) -> list[str]:
+        if self._preload is not None:
+            return list(self._preload)
+        return ["torch"] if "torch" in sys.modules else []
+
+    async def _read_exit(self, handle: ReplicaHandle) -> ReplicaResult | None:
+        directory = Path(_text(handle, "directory"))
+        return await anyio.to_thread.run_sync(_read_row, handle, directory)
+
+
+def _read_row(handle: ReplicaHandle, directory: Path) -> ReplicaResult | None:
+    fields = read_json(directory / EXIT)
+    if fields is not None:
+        return ReplicaResult.from_dict(fields)
+    if not (directory / SPAWNED).exists():
+        raise HandleError(
+            f"nothing is known of rank {handle.rank} of {handle.run_id}: {directory} is gone (runs are kept for seven days)"
+        )
+    return None
+
+
+def _lost(handle: ReplicaHandle) -> ReplicaResult:
+    error = "its supervisor process was killed, and the replica with it: nobody saw how it ended"
+    return ReplicaResult(handle.rank, ReplicaStatus.failed, error=error, call_id=handle.call_id)
+
+
+def _text(handle: ReplicaHandle, key: str) -> str:
+    value = handle.metadata.get(key)
+    if not isinstance(value, str) or not value:
+        raise HandleError(
+            f"the handle of rank {handle.rank} of {handle.run_id} has no {key}: not one of this backend's"
+        )
+    return value
+
+
+def _environment(n_replicas: int) -> dict[str, str]:
+    """This process's environment, with each replica's share of the cores unless the user said otherwise."""
+    threads = str(max(1, _num_cores() // n_replicas))
+    return {**dict.fromkeys(_THREAD_VARIABLES, threads), **os.environ}
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _main_script(entrypoint: str) -> Mapping[str, str] | Sequence[str] | None:
+    """How a replica finds the driver's script again: ("name", module) after `python -m`, else ("path", file)."""
+    if not entrypoint.startswith("__main__:"):
+        return None
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    return ("name", spec.name) if spec is not None else ("path", str(Path(str(main.__file__)).absolute()))

@@ -1,0 +1,109 @@
+"""Start a supervisor, and hold the lifeline that it dies with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from aiodiloco.errors import ExecutorError
+
+__all__ = ["SupervisorHolder"]
+
+_READY_BOUND_S = 30.0
+_LONGEST_DIRECTORY = 80  # a Unix socket's path may have 104 bytes on macOS, 108 on Linux
+
+
+class SupervisorHolder:
+    """Starts at most one living supervisor at a time; usable from any thread and event loop. Blocks: call it in a thread."""
+
+    def __init__(self, *, detach: bool, grace_s: float) -> None:
+        self._detach = detach
+        self._grace_s = grace_s
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket = ""
+        self._lifeline = -1  # a bare descriptor: losing the executor object must not end its replicas
+
+    def socket(self) -> str:
+        """Return the socket of the living supervisor, after starting one if there is none."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._release()
+                self._start()
+            return self._socket
+
+    def close(self, *, within_s: float) -> None:
+        """Let go of the lifeline, and, unless detached, wait until the supervisor has killed its replicas and ended."""
+        with self._lock:
+            process, self._process = self._process, None
+            self._release()
+        if process is not None and not self._detach:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(within_s)
+
+    def _release(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def _start(self) -> None:
+        directory = _private_directory()
+        self._socket = str(directory / "s")
+        options = {"socket": self._socket, "detach": self._detach, "grace_s": self._grace_s}
+        command = [sys.executable, "-m", "aiodiloco.executors.local.supervisor", json.dumps(options)]
+        inlet, self._lifeline = os.pipe()
+        with contextlib.closing(os.fdopen(inlet)), (directory / "stderr").open("wb") as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdin=inlet,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+                env=_environment(),
+            )
+        _close_in_forks(self._lifeline)
+        _wait_until_ready(self._process, directory / "stderr")
+        threading.Thread(target=self._process.wait, daemon=True, name="aiodiloco-reaper").start()
+
+
+def _private_directory() -> Path:
+    parent = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="aiodiloco-", dir=parent if len(parent) < _LONGEST_DIRECTORY else "/tmp"))
+
+
+def _environment() -> dict[str, str]:
+    """The driver may have found this package by a `sys.path` of its own making."""
+    package_parent = str(Path(__file__).resolve().parents[3])
+    paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _close_in_forks(lifeline: int) -> None:
+    """A forked child of the driver must not keep the lifeline open when the driver dies."""
+
+    def close() -> None:
+        with contextlib.suppress(OSError):
+            os.close(lifeline)
+
+    os.register_at_fork(after_in_child=close)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], errors: Path) -> None:
+    assert process.stdout is not None
+    with process.stdout as outlet:
+        readable, _, _ = select.select([outlet], [], [], _READY_BOUND_S)
+        if readable and outlet.readline() == b"ready\n":
+            return
+    process.kill()
+    process.wait()
+    said = errors.read_text(encoding="utf-8", errors="replace")[-2000:]
+    raise ExecutorError(
+        f"the supervisor of local replicas did not start within {_READY_BOUND_S:g} s: {said or 'no output'}"
+    )

@@ -1,0 +1,56 @@
+"""How a replica ended: a pure function of its own words, its exit code, and what was asked of it."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["judge"]
+
+_DRIVER_GONE = "its driver ended or closed the executor; detach=True keeps replicas"
+
+
+def judge(outcome: Mapping[str, Any] | None, exit_code: int, *, asked: str | None, timeout_s: float) -> dict[str, Any]:
+    """Return the `status`, `exit_code`, `error`, `result` and `traceback` of a replica that has ended.
+
+    Args:
+        outcome: What the replica wrote about its end, or None if it could not.
+        exit_code: Negative for a signal.
+        asked: Why the supervisor ended it: `"cancel"`, `"timeout"`, `"driver"`, or None if it did not.
+        timeout_s: The bound it ran under.
+    """
+    said = dict(outcome or {})
+    row = {"exit_code": exit_code, "error": said.get("error"), "result": None, "traceback": said.get("traceback")}
+    kind = said.get("kind")
+    if kind == "returned" and exit_code == 0:
+        return {**row, "status": "succeeded", "error": None, "result": said.get("result")}
+    if kind == "raised":
+        return {**row, "status": "failed"}
+    if asked == "timeout":
+        error = f"ran longer than its own timeout of {timeout_s:g} s (launch_replicas(timeout=…))"
+        return {**row, "status": "failed", "error": error}
+    if asked is not None:
+        return {
+            **row,
+            "status": "cancelled",
+            "error": "cancelled" if asked == "cancel" else f"cancelled: {_DRIVER_GONE}",
+        }
+    return {**row, "status": "failed", "error": _unasked_end(kind, exit_code)}
+
+
+def _unasked_end(kind: object, exit_code: int) -> str:
+    if kind == "returned":
+        return f"returned, and then ended with exit code {exit_code}: see its log"
+    if exit_code < 0:
+        return f"killed by {_signal_name(-exit_code)}, which nobody asked for here (out of memory? see its log)"
+    return f"ended with exit code {exit_code} without returning (os._exit?)"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
