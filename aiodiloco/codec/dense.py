@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DenseCodec"]
 
-# Elements per torch call. torch parallelises larger calls over a thread pool per calling thread; here the many worker
-# threads that encode at once are the parallelism. A piece of 128 KiB is also still in cache when it is read again.
-_PIECE: Final = 32768
+# Elements per torch call, just under the 32768 from which torch starts a pool of threads, one pool per calling thread:
+# here the many worker threads that encode at once are the parallelism. 128 KiB also stay in cache for a second look.
+_PIECE: Final = 32768 - 128
 
 _NAN_BITS: Final[Mapping[torch.dtype, int]] = {torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}
 
