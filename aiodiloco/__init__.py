@@ -1,1 +1,122 @@
-"""Asyncio-native DiLoCo: train one model on many serverless GPUs that meet only in an object store."""
+"""Asyncio-native DiLoCo: train one model on many serverless GPUs that meet only in an object store.
+
+Every public name is importable from here. What needs torch is imported when first used, so that a driver or a service
+that only launches and watches never loads it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aiodiloco.collective import AllReduceReport, Link, ObjectStoreAllReduce
+    from aiodiloco.diloco import DiLoCo, NesterovSGD, SyncDiLoCo
+    from aiodiloco.errors import (
+        AiodilocoError,
+        ChunkError,
+        CollectiveError,
+        EntrypointError,
+        ExecutorError,
+        HandleError,
+        KeyNotFoundError,
+        LaunchError,
+        RankTakenError,
+        ReplicaFailedError,
+        RoundRefusedError,
+        RoundTimeoutError,
+        StoreAccessError,
+        StoreError,
+        StoreUnsupportedError,
+        WorldSizeError,
+    )
+    from aiodiloco.events import Cursor, Event, EventWriter, follow_events, read_events
+    from aiodiloco.executors import FailFast, LocalProcessExecutor, ServerlessExecutor, WaitAll
+    from aiodiloco.records import ReplicaHandle, ReplicaResult, ReplicaStatus, new_run_id, raise_for_failures
+    from aiodiloco.replica import Replica, SyncReplica, join, join_sync
+    from aiodiloco.store import FileStore, MemoryStore, Store, join_uri, open_store, probe
+
+__all__ = [
+    "AiodilocoError",
+    "AllReduceReport",
+    "ChunkError",
+    "CollectiveError",
+    "Cursor",
+    "DiLoCo",
+    "EntrypointError",
+    "Event",
+    "EventWriter",
+    "ExecutorError",
+    "FailFast",
+    "FileStore",
+    "HandleError",
+    "KeyNotFoundError",
+    "LaunchError",
+    "Link",
+    "LocalProcessExecutor",
+    "MemoryStore",
+    "NesterovSGD",
+    "ObjectStoreAllReduce",
+    "RankTakenError",
+    "Replica",
+    "ReplicaFailedError",
+    "ReplicaHandle",
+    "ReplicaResult",
+    "ReplicaStatus",
+    "RoundRefusedError",
+    "RoundTimeoutError",
+    "ServerlessExecutor",
+    "Store",
+    "StoreAccessError",
+    "StoreError",
+    "StoreUnsupportedError",
+    "SyncDiLoCo",
+    "SyncReplica",
+    "WaitAll",
+    "WorldSizeError",
+    "__version__",
+    "follow_events",
+    "join",
+    "join_sync",
+    "join_uri",
+    "new_run_id",
+    "open_store",
+    "probe",
+    "raise_for_failures",
+    "read_events",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "collective": ("AllReduceReport", "Link", "ObjectStoreAllReduce"),
+    "diloco": ("DiLoCo", "NesterovSGD", "SyncDiLoCo"),
+    "events": ("Cursor", "Event", "EventWriter", "follow_events", "read_events"),
+    "executors": ("FailFast", "LocalProcessExecutor", "ServerlessExecutor", "WaitAll"),
+    "records": ("ReplicaHandle", "ReplicaResult", "ReplicaStatus", "new_run_id", "raise_for_failures"),
+    "replica": ("Replica", "SyncReplica", "join", "join_sync"),
+    "store": ("FileStore", "MemoryStore", "Store", "join_uri", "open_store", "probe"),
+}
+_NEED_TORCH = frozenset({"collective", "diloco", "replica"})
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULE_OF.get(name, "errors" if name.endswith("Error") and name in __all__ else None)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    except ModuleNotFoundError as exc:
+        if module in _NEED_TORCH and exc.name in {"torch", "xxhash"}:
+            raise ImportError(f"aiodiloco.{name} needs {exc.name}: pip install 'aiodiloco[torch]'") from exc
+        raise
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -236,5 +236,5 @@ def _check_optimizer(trainable: Mapping[str, nn.Parameter], optimizer: torch.opt
         )
 
 
-def _ignore(kind: str, /, **data: object) -> None:  # noqa: ARG001 - an Emit
+def _ignore(kind: str, /, **data: object) -> None:
     """Drop an event."""

@@ -1,0 +1,235 @@
+"""DiLoCo as a replica sees it, over the real all-reduce."""
+
+import copy
+import io
+
+import anyio
+import pytest
+import torch
+from torch import nn
+
+from aiodiloco.collective import ObjectStoreAllReduce
+from aiodiloco.diloco import DiLoCo, NesterovSGD
+from aiodiloco.errors import RoundRefusedError, RoundTimeoutError
+from aiodiloco.store import MemoryStore
+from tests.collective.ranks import on_all, open_ranks
+from tests.diloco.models import TrainingReplica, make_batch, make_model, train_step
+
+
+async def run_replicas(world_size, total, *, store=None, reduce_options=None, **options):
+    async with open_ranks(store or MemoryStore(), world_size, **(reduce_options or {})) as ranks:
+        replicas = [TrainingReplica(r, rank=r.rank, **options) for r in ranks]
+        outcomes = await on_all(ranks, lambda r: replicas[r.rank].train(total))
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return replicas
+
+
+async def test_one_replica_synchronising_every_step_by_plain_averaging_is_plain_training():
+    """θ - (θ - θ') is θ' but for the rounding of one subtraction: in float64, 1e-12 after 30 steps."""
+    plain = make_model(dtype=torch.float64)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01)
+    for step in range(30):
+        train_step(plain, optimizer, 0, step)
+
+    model = make_model(dtype=torch.float64)
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    async with ObjectStoreAllReduce(MemoryStore(), rank=0, world_size=1) as all_reduce:
+        diloco = DiLoCo(model, inner, all_reduce, sync_every=1, outer=NesterovSGD(lr=1.0, momentum=0.0))
+        for step in diloco.steps(30):
+            await diloco.step(loss=train_step(model, inner, 0, step))
+    assert diloco.round == 30
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", ["gather", "scatter"])
+@pytest.mark.parametrize("wire", ["fp32", "bf16", "int8"])
+async def test_all_replicas_hold_the_same_bits_after_every_round(algorithm, wire):
+    bits = {}
+
+    class Watched(TrainingReplica):
+        async def train(self, total):
+            for step in self.diloco.steps(total):
+                await self.diloco.step(loss=train_step(self.model, self.inner, self.rank, step))
+                if self.diloco.inner_step % 5 == 0:
+                    bits.setdefault(self.diloco.round, set()).add(self.bits())
+
+    async with open_ranks(MemoryStore(), 3, algorithm=algorithm, chunk_bytes=1) as ranks:
+        replicas = [Watched(r, rank=r.rank, sync_every=5, wire=wire) for r in ranks]
+        await on_all(ranks, lambda r: replicas[r.rank].train(20))
+    assert {number: len(versions) for number, versions in bits.items()} == {1: 1, 2: 1, 3: 1, 4: 1}
+    assert len(set.union(*bits.values())) == 4
+
+
+async def test_the_first_round_is_the_papers_formula():
+    """θ₁ = θ₀ - lr·(1 + μ)·mean(θ₀ - θᵢ): the first Nesterov step."""
+    initial, locals_ = make_model(), []
+    for rank in range(2):
+        model = copy.deepcopy(initial)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for step in range(4):
+            train_step(model, optimizer, rank, step)
+        locals_.append(model)
+    (first, _) = await run_replicas(2, 4, sync_every=4, outer=NesterovSGD(lr=0.7, momentum=0.9))
+    triples = zip(initial.parameters(), *(m.parameters() for m in locals_), first.model.parameters(), strict=True)
+    for before, a, b, after in triples:
+        delta = ((before - a) + (before - b)) / 2
+        torch.testing.assert_close(after, before - 0.7 * 1.9 * delta, rtol=1e-6, atol=1e-7)
+
+
+async def test_training_with_diloco_lowers_the_loss_on_everyones_data():
+    replicas = await run_replicas(3, 60, sync_every=10, wire="bf16")
+    before, after = make_model(), replicas[0].model
+    for rank in range(3):
+        x, y = make_batch(rank, 999)
+        assert nn.functional.mse_loss(after(x), y) < 0.5 * nn.functional.mse_loss(before(x), y)
+
+
+@pytest.mark.parametrize(("total", "rounds"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (10, 3)])
+async def test_steps_are_exact_and_the_last_round_may_be_short(total, rounds):
+    (replica,) = await run_replicas(1, total, sync_every=4)
+    assert replica.diloco.inner_step == total
+    assert replica.diloco.round == rounds
+    assert list(replica.diloco.steps(total)) == []
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+async def test_an_iteration_without_exactly_one_step_is_an_error(calls):
+    async with ObjectStoreAllReduce(MemoryStore(), rank=0, world_size=1) as all_reduce:
+        diloco = TrainingReplica(all_reduce, sync_every=100).diloco
+        with pytest.raises(RuntimeError, match=f"step\\(\\) was called {calls} times in iteration 0"):
+            for _ in diloco.steps(3):
+                for _ in range(calls):
+                    await diloco.step()
+
+
+async def test_outer_weights_hold_the_last_rounds_parameters_and_give_the_local_ones_back():
+    async with ObjectStoreAllReduce(MemoryStore(), rank=0, world_size=1) as all_reduce:
+        replica = TrainingReplica(all_reduce, sync_every=4)
+        await replica.train(10, stop=4)
+        after_round = replica.bits()
+        await replica.train(10, stop=6)
+        local = replica.bits()
+        assert local != after_round
+        with pytest.raises(ZeroDivisionError), replica.diloco.outer_weights() as model:
+            assert model is replica.model
+            assert replica.bits() == after_round
+            with pytest.raises(RuntimeError, match="leave the evaluation"):
+                await replica.diloco.step()
+            _ = 1 / 0
+        assert replica.bits() == local
+        await replica.train(10)
+
+
+@pytest.mark.parametrize("stop", [4, 6], ids=["after a round", "within a round"])
+async def test_a_saved_and_resumed_run_continues_to_the_bit(stop):
+    whole = await run_replicas(2, 12, sync_every=4, wire="int8")
+    saved = []
+    async with open_ranks(MemoryStore(), 2, wire="int8") as ranks:
+        replicas = [TrainingReplica(r, rank=r.rank, sync_every=4) for r in ranks]
+        await on_all(ranks, lambda r: replicas[r.rank].train(12, stop=stop))
+        for replica in replicas:
+            saved.append(io.BytesIO())
+            torch.save(replica.diloco.state_dict(), saved[-1])
+    async with open_ranks(MemoryStore(), 2, wire="int8") as ranks:
+        resumed = [TrainingReplica(r, rank=r.rank, sync_every=4) for r in ranks]
+        for replica, file in zip(resumed, saved, strict=True):
+            file.seek(0)
+            replica.diloco.load_state_dict(torch.load(file, weights_only=True))
+        await on_all(ranks, lambda r: resumed[r.rank].train(12))
+    assert [r.bits() for r in resumed] == [r.bits() for r in whole]
+    assert resumed[0].diloco.round == 3
+
+
+async def test_replicas_that_begin_from_different_parameters_are_refused_by_rank():
+    async with open_ranks(MemoryStore(), 3) as ranks:
+        replicas = [TrainingReplica(r, rank=r.rank, sync_every=2) for r in ranks]
+        replicas[1].model.load_state_dict(make_model(seed=7).state_dict())
+        odd = DiLoCo(replicas[1].model, replicas[1].inner, ranks[1], sync_every=2)
+        replicas[1].diloco = odd
+        errors = await on_all(ranks, lambda r: replicas[r.rank].train(2))
+    assert all(isinstance(e, RoundRefusedError) for e in errors)
+    assert all("different parameters (ranks 0, 2 / rank 1)" in str(e) for e in errors)
+
+
+async def test_a_round_that_failed_can_be_repeated_and_is_applied_once():
+    (undisturbed, _) = await run_replicas(2, 8, sync_every=4)
+    async with open_ranks(MemoryStore(), 2) as ranks:
+        replicas = [TrainingReplica(r, rank=r.rank, sync_every=4) for r in ranks]
+        ranks[0]._timeout = 0.2  # rank 1 comes later than that
+        with pytest.raises(RoundTimeoutError, match=r"missing the contributions of ranks \[1\]"):
+            await replicas[0].train(8)
+        assert (replicas[0].diloco.inner_step, replicas[0].diloco.round) == (4, 0)
+        ranks[0]._timeout = 30.0
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(replicas[1].train, 8)
+            await replicas[0].diloco.synchronize()
+            await replicas[0].diloco.synchronize()  # nothing new to synchronise: no second round
+            await replicas[0].train(8)
+    assert replicas[0].bits() == undisturbed.bits()
+    assert replicas[0].diloco.round == 2
+
+
+async def test_frozen_parameters_stay_local_and_tied_ones_stay_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+            self.head.weight = self.embed.weight
+            self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    models = [Tied(), Tied()]
+    models[1].load_state_dict(models[0].state_dict())
+    async with open_ranks(MemoryStore(), 2) as ranks:
+
+        async def train(rank):
+            model = models[rank.rank]
+            diloco = DiLoCo(model, torch.optim.SGD(model.parameters(), lr=0.1), rank, sync_every=1)
+            with torch.no_grad():
+                model.embed.weight += 1 + rank.rank
+                model.frozen += rank.rank
+            await diloco.step()
+            return rank.rank
+
+        assert await on_all(ranks, train) == [0, 1]
+    assert models[0].head.weight is models[0].embed.weight
+    assert torch.equal(models[0].embed.weight, models[1].embed.weight)
+    assert [m.frozen.tolist() for m in models] == [[1, 1], [2, 2]]
+
+
+async def test_every_step_and_round_is_an_event():
+    seen = []
+    async with ObjectStoreAllReduce(MemoryStore(), rank=0, world_size=1) as all_reduce:
+        replica = TrainingReplica(all_reduce, sync_every=2, emit=lambda kind, **data: seen.append((kind, data)))
+        await replica.train(3)
+    assert [kind for kind, _ in seen] == ["step", "step", "round", "step", "round"]
+    assert {"step", "round", "loss", "tokens", "tokens_per_s"} <= seen[0][1].keys()
+    assert [data["tokens"] for kind, data in seen if kind == "step"] == [8, 16, 24]
+    assert [(data["round"], data["step"]) for kind, data in seen if kind == "round"] == [(0, 2), (1, 3)]
+    assert replica.diloco.bytes_sent == sum(data["bytes_sent"] for kind, data in seen if kind == "round")
+
+
+@pytest.mark.parametrize("sync_every", [0, -5, 2.5, True, None])
+def test_sync_every_must_be_a_positive_int(sync_every):
+    model = make_model()
+    with pytest.raises(ValueError, match=f"sync_every must be an int >= 1 .*not {sync_every!r}"):
+        DiLoCo(model, torch.optim.SGD(model.parameters()), None, sync_every=sync_every)
+
+
+@pytest.mark.parametrize("total", [-1, 1.5, "10"])
+def test_a_number_of_steps_that_cannot_be_is_refused_before_the_first(total):
+    model = make_model()
+    diloco = DiLoCo(model, torch.optim.SGD(model.parameters()), None, sync_every=1)
+    with pytest.raises(ValueError, match=r"steps\(\) takes the number of inner steps of the whole run"):
+        diloco.steps(total)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    with pytest.raises(ValueError, match="holds none of the model's trainable parameters"):
+        DiLoCo(make_model(), torch.optim.SGD(make_model().parameters()), None, sync_every=1)
+    with pytest.raises(TypeError, match=r"inner_optimizer must be a torch.optim.Optimizer, not a Sequential"):
+        DiLoCo(make_model(), make_model(), None, sync_every=1)
+    with pytest.raises(ValueError, match="nothing to train"):
+        DiLoCo(make_model().requires_grad_(False), torch.optim.SGD(make_model().parameters()), None, sync_every=1)

@@ -1,0 +1,160 @@
+"""Joining a run from inside a replica: async and sync, and what the event log keeps of it."""
+
+import logging
+import threading
+
+import anyio
+import pytest
+import torch
+
+from aiodiloco.errors import RankTakenError, WorldSizeError
+from aiodiloco.events import read_events
+from aiodiloco.replica import join, join_sync
+from aiodiloco.store import open_store
+from tests.diloco.models import make_model, train_step
+
+
+async def events_of(uri, *kinds):
+    async with open_store(uri) as store:
+        events, _ = await read_events(store)
+    return [event for event in events if event.kind in kinds]
+
+
+async def train_async(uri, rank, world_size, total):
+    async with join(uri, rank=rank, world_size=world_size) as replica:
+        model = make_model()
+        inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+        diloco = replica.diloco(model, inner, sync_every=4, wire="bf16")
+        for step in diloco.steps(total):
+            loss = await anyio.to_thread.run_sync(train_step, model, inner, rank, step)
+            await diloco.step(loss=loss, tokens=8)
+    return [p.tolist() for p in model.parameters()]
+
+
+def train_sync(uri, rank, world_size, total):
+    with join_sync(uri, rank=rank, world_size=world_size) as replica:
+        assert (replica.rank, replica.world_size) == (rank, world_size)
+        model = make_model()
+        inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+        diloco = replica.diloco(model, inner, sync_every=4, wire="bf16")
+        for step in diloco.steps(total):
+            diloco.step(loss=train_step(model, inner, rank, step), tokens=8)
+        with diloco.outer_weights():
+            weights = [p.tolist() for p in model.parameters()]
+        assert (diloco.inner_step, diloco.round, diloco.last_round.round) == (total, 3, 2)
+        assert diloco.bytes_sent > 0
+        assert diloco.bytes_received > 0
+    return weights
+
+
+async def in_parallel(*calls):
+    results = [None] * len(calls)
+
+    async def run(index, call):
+        results[index] = await call()
+
+    async with anyio.create_task_group() as tg:
+        for index, call in enumerate(calls):
+            tg.start_soon(run, index, call)
+    return results
+
+
+async def test_sync_and_async_replicas_train_together_and_alike(tmp_path):
+    """The sync face runs the same code: one of each in a run agree to the bit, as do two runs of one kind each."""
+
+    def as_thread(uri, rank):
+        return lambda: anyio.to_thread.run_sync(train_sync, uri, rank, 2, 10)
+
+    def as_task(uri, rank):
+        return lambda: train_async(uri, rank, 2, 10)
+
+    runs = {"tasks": (as_task, as_task), "threads": (as_thread, as_thread), "mixed": (as_thread, as_task)}
+    finals = []
+    for name, kinds in runs.items():
+        finals += await in_parallel(*(kind(tmp_path / name, rank) for rank, kind in enumerate(kinds)))
+    assert all(final == finals[0] for final in finals)
+
+
+async def test_the_event_log_tells_the_whole_story_of_a_replica(tmp_path):
+    await train_async(tmp_path, 0, 1, 10)
+    steps = await events_of(tmp_path, "step")
+    assert [e.data["step"] for e in steps] == list(range(1, 11))
+    assert all(isinstance(e.data["loss"], float) and e.data["tokens_per_s"] > 0 for e in steps)
+    rounds = await events_of(tmp_path, "round")
+    assert [e.data["members"] for e in rounds] == [["0-0"]] * 3
+    assert {"encode", "upload", "wait", "download", "reduce", "apply", "total"} == rounds[0].data["seconds"].keys()
+    joined, left = await events_of(tmp_path, "joined", "left")
+    assert (joined.writer, joined.data["world_size"], left.data["error"]) == ("0-0", 1, None)
+
+
+async def test_reports_and_log_lines_of_a_replica_are_events(tmp_path):
+    async with join(tmp_path, rank=0, world_size=1) as replica:
+        replica.report(3, accuracy=torch.tensor(0.5), note="warm")
+        logging.getLogger("my.training").warning("learning rate is %s", 0.1)
+        threading.Thread(target=logging.getLogger("my.data").error, args=("no shard",)).start()
+        try:
+            raise KeyError("batch")
+        except KeyError:
+            logging.getLogger("my.training").exception("skipped")
+    logging.getLogger("my.training").warning("after leaving")
+    (metrics,) = await events_of(tmp_path, "metrics")
+    assert metrics.data == {"step": 3, "accuracy": 0.5, "note": "warm"}
+    logs = {e.data["message"].splitlines()[0]: e.data for e in await events_of(tmp_path, "log")}
+    assert logs.keys() == {"learning rate is 0.1", "no shard", "skipped"}
+    assert logs["no shard"]["level"] == "ERROR"
+    assert "KeyError: 'batch'" in logs["skipped"]["message"]
+
+
+async def test_what_the_training_raises_comes_out_as_it_is_and_is_logged(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        async with join(tmp_path / "async", rank=0, world_size=1):
+            _ = 1 / 0
+
+    def fail():
+        with join_sync(tmp_path / "sync", rank=0, world_size=1):
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        await anyio.to_thread.run_sync(fail)
+    for way in ("async", "sync"):
+        (left,) = await events_of(tmp_path / way, "left")
+        assert left.data["error"] == "ZeroDivisionError: division by zero"
+
+
+async def test_a_cancelled_replica_leaves_word_and_no_task_behind(tmp_path):
+    async with anyio.create_task_group() as tg:
+
+        async def stay():
+            async with join(tmp_path, rank=0, world_size=1):
+                tg.cancel_scope.cancel()
+                await anyio.sleep_forever()
+
+        tg.start_soon(stay)
+    (left,) = await events_of(tmp_path, "left")
+    assert left.data["error"].startswith("CancelledError")
+
+
+def test_the_network_thread_ends_with_the_context(tmp_path):
+    with join_sync(tmp_path, rank=0, world_size=1) as replica:
+        assert any(t.name == "aiodiloco-network" for t in threading.enumerate())
+        tensors = {"w": torch.tensor([3.0])}
+        assert replica.all_reduce(tensors).members[0].rank == 0
+    assert not any(t.name == "aiodiloco-network" for t in threading.enumerate())
+
+
+async def test_a_wrong_world_size_or_a_rank_twice_is_an_error_of_join(tmp_path):
+    async with join(tmp_path, rank=0, world_size=2):
+        with pytest.raises(WorldSizeError):
+            async with join(tmp_path, rank=1, world_size=3):
+                pass
+        with pytest.raises(RankTakenError):
+            async with join(tmp_path, rank=0, world_size=2):
+                pass
+
+
+@pytest.mark.parametrize(("option", "value"), [("fragments", 2), ("delay", 1), ("mix", 0.5)])
+async def test_streaming_options_of_a_later_release_are_refused_by_name(tmp_path, option, value):
+    async with join(tmp_path, rank=0, world_size=1) as replica:
+        model = make_model()
+        with pytest.raises(ValueError, match=f"{option}={value}: this release synchronises the model whole"):
+            replica.diloco(model, torch.optim.SGD(model.parameters()), sync_every=1, **{option: value})
