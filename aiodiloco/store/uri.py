@@ -64,7 +64,7 @@ def _split(uri: str | os.PathLike[str]) -> tuple[str, str]:
         raise ValueError(f"store {uri!r} is not valid: use {_SUPPORTED}")
     match = None if isinstance(uri, os.PathLike) else _SCHEME.match(text)
     if match is None:
-        return "file", str(Path(text).expanduser().absolute())
+        return "file", str(Path(os.path.expanduser(text)).absolute())  # noqa: PTH111 - Path takes ./~x for ~x
     scheme = (match[1] or match[2]).lower()
     if scheme == "file":
         return "file", _file_path(text)

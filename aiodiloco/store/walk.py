@@ -42,6 +42,9 @@ def _read_directory(path: str) -> list[str]:
     """Return the names in a directory, those of directories with a slash, so that they sort as keys do."""
     try:
         with os.scandir(path) as entries:
-            return [f"{e.name}/" if e.is_dir() else e.name for e in entries if is_component(e.name)]
+            # Links to directories are not followed: one that leads upwards would repeat the tree without end.
+            return [
+                f"{e.name}/" if e.is_dir(follow_symlinks=False) else e.name for e in entries if is_component(e.name)
+            ]
     except (FileNotFoundError, NotADirectoryError):  # pruned by another process since its parent was read
         return []

@@ -1,0 +1,23 @@
+"""Conformance suites to inherit, for this library's backends and for your own. The suites need pytest."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aiodiloco.testing.stores import StoreTests
+
+__all__ = ["StoreTests"]
+
+_SUITES = {"StoreTests": "aiodiloco.testing.stores"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a suite when it is asked for: replicas import their test entrypoints from here, and not pytest."""
+    if name not in _SUITES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest
+
+    pytest.register_assert_rewrite(_SUITES[name])
+    return getattr(importlib.import_module(_SUITES[name]), name)
