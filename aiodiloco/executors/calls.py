@@ -63,7 +63,7 @@ class Job(Generic[T]):
         """Return what the call raised, if anything. Only after it ended."""
         try:
             self.value()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever a backend raises is reported, not handled
             return exc
         return None
 

@@ -20,8 +20,8 @@ __all__ = ["Completed"]
 class Completed(AsyncIterator[ReplicaResult]):
     """Iterates over the results of replicas as they end.
 
-    An iterator and not a generator: no scope or task group is open between two results (PEP 789), so the caller may stop, go on
-    in another task, or be cancelled while waiting, and no result is lost.
+    An iterator and not a generator: no scope or task group is open between two results (PEP 789), so the caller may
+    stop, go on in another task, or be cancelled while waiting, and no result is lost.
     """
 
     def __init__(self, calls: Calls, handles: Sequence[ReplicaHandle], deadline: tuple[float, str]) -> None:

@@ -102,7 +102,7 @@ class Executor:
         handles: Sequence[ReplicaHandle],
         *,
         timeout: float | None = None,
-        policy: Policy = FailFast(),
+        policy: Policy = FailFast(),  # noqa: B008 - frozen and without state
         on_timeout: OnTimeout = "cancel",
     ) -> list[ReplicaResult]:
         """Wait for the replicas and return one result per handle, in order; see `ServerlessExecutor`."""

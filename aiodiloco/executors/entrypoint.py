@@ -38,24 +38,26 @@ def name_of(function: Callable[..., object]) -> str:
 
 
 def _why_unnamed(function: Callable[..., object]) -> str | None:
+    module, qualname = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if not callable(function):
         return f"is a {type(function).__qualname__}, not a function"
     if inspect.ismethod(function):
         return "is a method bound to an object, which cannot be sent to another process"
-    module, qualname = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str):
         return f"is a {type(function).__qualname__} without a name of its own, so replicas cannot import it"
+    return _why_not_importable(function, module, qualname)
+
+
+def _why_not_importable(function: Callable[..., object], module: str, qualname: str) -> str | None:
     if "<lambda>" in qualname:
         return "is a lambda, which replicas cannot import"
     if "<locals>" in qualname:
         return "is defined inside another function, so replicas cannot import it"
     if module == "__main__" and not _main_can_be_imported():
         return "is defined in a notebook or an interactive session, so replicas cannot import it"
-    return None if _find(sys.modules.get(module), qualname) is function else _not_found_again(module, qualname)
-
-
-def _not_found_again(module: str, qualname: str) -> str:
-    return f"is not what {module}:{qualname} names (wrapped by a decorator without functools.wraps, or replaced)"
+    if _find(sys.modules.get(module), qualname) is not function:
+        return f"is not what {module}:{qualname} names (wrapped by a decorator without functools.wraps, or replaced)"
+    return None
 
 
 def _main_can_be_imported() -> bool:

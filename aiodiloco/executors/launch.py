@@ -35,7 +35,7 @@ def check_timeout(timeout: float | None, *, name: str = "timeout") -> float | No
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise ValueError(f"{name} must be a number of seconds, not {timeout!r}")
+        raise ValueError(f"{name} must be a number of seconds, not {timeout!r}")  # noqa: TRY004 - one error for bad arguments
     if not 0 < timeout < math.inf:
         raise ValueError(f"{name} must be more than 0 and finite, not {timeout!r}; use poll() to look without waiting")
     return float(timeout)
@@ -56,7 +56,7 @@ async def plan_launch(
         raise ValueError(f"n_replicas must be an int >= 1, not {n_replicas!r}")
     if IMPORTING_MAIN in os.environ:
         raise EntrypointError(
-            "this script launches replicas while a replica imports it; put the launch under `if __name__ == '__main__':`"
+            "this script launches replicas while a replica imports it; put that under `if __name__ == '__main__':`"
         )
     args = check_args({} if entrypoint_args is None else entrypoint_args)
     first = SpawnRequest(

@@ -43,28 +43,34 @@ class SpawnRequest:
 class Backend(Protocol):
     """Where replicas run. Everything about groups, deadlines and policies is built on top of this, once.
 
-    The core runs each call in a task of its own and stops waiting for it when a bound has passed, so a call may be slow,
-    fail, or hang: it can neither hold a deadline nor lose a replica. It may also be asked from any process
-    that holds the handle.
-
-    Attributes:
-        name: `ReplicaHandle.backend_name` of its handles.
-        supports_inter_replica_network: Whether replicas can open connections to each other.
-        default_timeout_s: How long a replica may run when the launch says nothing.
-        spawn_bound_s: A spawn that took longer than this has failed.
-        cancel_bound_s: A replica whose cancellation was accepted has ended after at most this long.
+    The core runs each call in a task of its own and stops waiting for it when a bound has passed, so a call may be
+    slow, fail, or hang: it can neither hold a deadline nor lose a replica. Any process that holds the handle may ask.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """`ReplicaHandle.backend_name` of its handles."""
+        ...
+
     @property
-    def supports_inter_replica_network(self) -> bool: ...
+    def supports_inter_replica_network(self) -> bool:
+        """Whether replicas can open connections to each other."""
+        ...
+
     @property
-    def default_timeout_s(self) -> float: ...
+    def default_timeout_s(self) -> float:
+        """How long a replica may run when the launch says nothing."""
+        ...
+
     @property
-    def spawn_bound_s(self) -> float: ...
+    def spawn_bound_s(self) -> float:
+        """A spawn that took longer than this has failed."""
+        ...
+
     @property
-    def cancel_bound_s(self) -> float: ...
+    def cancel_bound_s(self) -> float:
+        """A replica whose cancellation was accepted has ended after at most this long."""
+        ...
 
     def check(self, request: SpawnRequest) -> None:
         """Raise ValueError, naming the remedy, if this backend could never run `request`. No I/O."""
@@ -93,5 +99,5 @@ class Backend(Protocol):
         ...
 
     def logs(self, handle: ReplicaHandle, *, n_lines: int, follow: bool) -> AsyncIterator[str]:
-        """Iterate over the last `n_lines` lines of output, then, with `follow`, over new ones until the replica ended."""
+        """Iterate over the last `n_lines` lines of output, and with `follow` over new ones until the replica ended."""
         ...

@@ -90,13 +90,13 @@ class ServerlessExecutor(Protocol):
         handles: Sequence[ReplicaHandle],
         *,
         timeout: float | None = None,
-        policy: Policy = FailFast(),
+        policy: Policy = FailFast(),  # noqa: B008 - frozen and without state
         on_timeout: OnTimeout = "cancel",
     ) -> list[ReplicaResult]:
         """Wait for the replicas and return one result per handle, in the order of `handles`.
 
-        Failures are rows, not exceptions (`raise_for_failures` makes one of them). Cancelling this call cancels the replicas, then
-        re-raises.
+        Failures are rows, not exceptions (`raise_for_failures` makes one of them). Cancelling this call cancels the
+        replicas, then re-raises.
 
         Args:
             handles: From `launch_replicas`, or from `ReplicaHandle.from_json`.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["LocalBackend"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-_FOLLOW_S = 0.05
+_FOLLOW_S = 0.1
 
 
 class LocalBackend:
@@ -47,8 +47,8 @@ class LocalBackend:
         """Refuse what local replicas cannot have."""
         if request.gpu is not None:
             raise ValueError(
-                f"gpu={request.gpu!r}: local replicas share this machine's devices; leave gpu out and choose the device "
-                "in the entrypoint"
+                f"gpu={request.gpu!r}: local replicas share this machine's devices; leave gpu out and choose the "
+                "device in the entrypoint"
             )
         if request.entrypoint is None:
             raise ValueError('entrypoint is required here: give a function or "module:function"')
@@ -106,19 +106,19 @@ class LocalBackend:
     async def logs(self, handle: ReplicaHandle, *, n_lines: int, follow: bool) -> AsyncIterator[str]:
         """Read the replica's `output.log`, in worker threads."""
         path = Path(_text(handle, "directory")) / LOG
-        reader = await anyio.to_thread.run_sync(lambda: LineReader(path, n_lines=n_lines))
-        has_ended = not follow
+        has_ended = await self._read_exit(handle) is not None
+        reader = await anyio.to_thread.run_sync(lambda: LineReader(path, n_lines=n_lines, grows=follow))
         while True:
             lines = await anyio.to_thread.run_sync(reader.read)
             for line in lines:
                 yield line
             if lines:
                 continue
-            if has_ended:
+            if has_ended or not follow:
                 break
-            has_ended = (await self.status(handle)).is_final
-            if not has_ended:
-                await anyio.sleep(_FOLLOW_S)
+            with anyio.move_on_after(_FOLLOW_S):
+                await self.wait(handle)
+                has_ended = True
         for line in reader.rest():
             yield line
 
@@ -159,7 +159,8 @@ def _read_row(handle: ReplicaHandle, directory: Path) -> ReplicaResult | None:
         return ReplicaResult.from_dict(fields)
     if not (directory / SPAWNED).exists():
         raise HandleError(
-            f"nothing is known of rank {handle.rank} of {handle.run_id}: {directory} is gone (runs are kept for seven days)"
+            f"nothing is known of rank {handle.rank} of {handle.run_id}: {directory} is gone; runs are kept for seven "
+            "days after their end"
         )
     return None
 

@@ -24,10 +24,10 @@ class LocalProcessExecutor(Executor):
     """Runs replicas as processes of this machine, for development, tests and machines with several devices.
 
     Replicas are forked from a supervisor process, in which torch is imported once, so they start in milliseconds.
-    They end with the process that launched them, however that ends. Each has a process group of its own, its
-    share of the cores (unless OMP_NUM_THREADS is set), and writes its output, result and exit code to files, so any process that has
-    the handle can poll, stream and collect, also after the driver died. Linux; on macOS replicas outlive a supervisor that was
-    killed by hand.
+    They end with the process that launched them, however that ends. Each has a process group of its own, its share of
+    the cores (unless OMP_NUM_THREADS is set), and writes its output, result and exit code to files, so any process
+    that has the handle can poll, stream and collect, also after the driver died. `launch_replicas(timeout=None)`
+    bounds a replica to 24 hours. Linux; on macOS replicas outlive a supervisor that was killed by hand.
 
     Args:
         root: Where replicas leave logs and results; runs that ended more than seven days ago are removed. By default
@@ -49,12 +49,15 @@ class LocalProcessExecutor(Executor):
         if not 0 <= grace < math.inf:
             raise ValueError(f"grace must be a finite number of seconds >= 0, not {grace!r}")
         if isinstance(preload, str):
-            raise ValueError(f"preload must be a list of module names, not {preload!r}")
+            raise ValueError(f"preload must be a list of module names, not {preload!r}")  # noqa: TRY004 - one error for bad arguments
         where = (default_root() if root is None else Path(root)).absolute()
         self._local = LocalBackend(where, detach=detach, grace_s=grace, preload=preload)
         super().__init__(self._local)
 
     async def close(self) -> None:
-        """End this executor's replicas (not with `detach`) and its supervisor process. Idempotent, bounded, not interrupted."""
+        """End this executor's replicas, unless detached, and its supervisor process.
+
+        Idempotent; takes at most 10 s and is not interrupted by anyio scopes. A later launch starts a new supervisor.
+        """
         with anyio.move_on_after(10, shield=True):
             await anyio.to_thread.run_sync(lambda: self._local.supervisor.close(within_s=8.0), abandon_on_cancel=True)

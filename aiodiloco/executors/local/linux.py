@@ -1,7 +1,7 @@
 """What Linux offers so that no process outlives its reason: death signals and adoption of orphans.
 
-Other systems have neither. There replicas still end with their driver (the supervisor sees to it), but not with a supervisor
-that was killed itself, and grandchildren that left their process group are not found.
+Other systems have neither. There replicas still end with their driver (the supervisor sees to it), but not with a
+supervisor that was killed itself, and grandchildren that left their process group are not found.
 """
 
 from __future__ import annotations

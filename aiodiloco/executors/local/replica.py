@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import faulthandler
 import inspect
@@ -62,7 +61,7 @@ class _Cancellation:
 
 
 def run(spec: Mapping[str, Any], *, parent: int) -> int:
-    """Run the entrypoint that `spec` names, write down how it ended, and return the exit code."""
+    """Run the entrypoint that `spec` names, write down how it ended, and return the exit code, negative for a signal."""
     os.setsid()
     die_with_parent(parent)
     directory = Path(spec["directory"])
@@ -74,21 +73,11 @@ def run(spec: Mapping[str, Any], *, parent: int) -> int:
         value = _call(spec, cancellation)
         cancellation.stop()
         outcome, exit_code = _returned(value)
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: BLE001 - the top of a process: everything is written down
         cancellation.stop()
         outcome, exit_code = _raised(exc, was_cancelled=cancellation.received)
     write_json(directory / OUTCOME, outcome)
-    if outcome["kind"] == "cancelled":
-        atexit.register(_die_of_sigterm)
     return exit_code
-
-
-def _die_of_sigterm() -> None:
-    """End as a process ended by SIGTERM does, so that everyone who looks at the exit code understands."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _redirect_output(log: Path) -> None:
@@ -164,7 +153,7 @@ def _raised(exc: BaseException, *, was_cancelled: bool) -> tuple[dict[str, Any],
     said = {"error": f"{type(exc).__qualname__}: {' '.join(str(exc).split())}"[:1000], "traceback": text}
     if was_cancelled:
         is_plain = isinstance(exc, (ReplicaCancelled, asyncio.CancelledError))
-        return {"kind": "cancelled"} if is_plain else {"kind": "cancelled", **said}, 1
+        return {"kind": "cancelled"} if is_plain else {"kind": "cancelled", **said}, -signal.SIGTERM
     sys.stderr.write(text)
     exit_code = exc.code & 0xFF if isinstance(exc, SystemExit) and isinstance(exc.code, int) else 1
     return {"kind": "raised", **said}, exit_code

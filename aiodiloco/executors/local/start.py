@@ -21,7 +21,10 @@ _LONGEST_DIRECTORY = 80  # a Unix socket's path may have 104 bytes on macOS, 108
 
 
 class SupervisorHolder:
-    """Starts at most one living supervisor at a time; usable from any thread and event loop. Blocks: call it in a thread."""
+    """Starts at most one living supervisor at a time.
+
+    Usable from any thread; its methods block, so an event loop calls them in a worker thread.
+    """
 
     def __init__(self, *, detach: bool, grace_s: float) -> None:
         self._detach = detach
@@ -57,16 +60,15 @@ class SupervisorHolder:
         directory = _private_directory()
         self._socket = str(directory / "s")
         options = {"socket": self._socket, "detach": self._detach, "grace_s": self._grace_s}
-        command = [sys.executable, "-m", "aiodiloco.executors.local.supervisor", json.dumps(options)]
+        command = [sys.executable, str(Path(__file__).with_name("boot.py")), json.dumps(options)]
         inlet, self._lifeline = os.pipe()
         with contextlib.closing(os.fdopen(inlet)), (directory / "stderr").open("wb") as errors:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, with arguments of our own
                 command,
                 stdin=inlet,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
-                env=_environment(),
             )
         _close_in_forks(self._lifeline)
         _wait_until_ready(self._process, directory / "stderr")
@@ -75,14 +77,9 @@ class SupervisorHolder:
 
 def _private_directory() -> Path:
     parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="aiodiloco-", dir=parent if len(parent) < _LONGEST_DIRECTORY else "/tmp"))
-
-
-def _environment() -> dict[str, str]:
-    """The driver may have found this package by a `sys.path` of its own making."""
-    package_parent = str(Path(__file__).resolve().parents[3])
-    paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if len(parent) > _LONGEST_DIRECTORY:
+        parent = "/tmp"  # noqa: S108 - mkdtemp makes it private
+    return Path(tempfile.mkdtemp(prefix="aiodiloco-", dir=parent))
 
 
 def _close_in_forks(lifeline: int) -> None:

@@ -1,7 +1,7 @@
 """The process that forks local replicas, watches them, and outlives no one it should not.
 
-Started as `python -m aiodiloco.executors.local.supervisor`; one thread, one selector, the standard library only, so that forking is
-safe and quick. Requests come over a Unix socket, one JSON line per connection; the lifeline is standard input, whose other end
+Started by `boot.py`; one thread and one selector, so that forking is safe and
+quick. Requests come over a Unix socket, one JSON line per connection; the lifeline is standard input, whose other end
 the driver holds: when the driver ends, however it ends, the replicas are killed.
 """
 
@@ -249,7 +249,3 @@ def main() -> int:
     supervisor.close()
     shutil.rmtree(Path(options["socket"]).parent, ignore_errors=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
