@@ -1,0 +1,114 @@
+"""Cancel a coroutine at each of its suspensions in turn, and look at what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Generic, Literal, TypeVar
+
+import anyio
+
+__all__ = ["cancel_at_every_step"]
+
+T = TypeVar("T")
+
+_MAX_STEPS = 10_000
+
+
+async def cancel_at_every_step(
+    make: Callable[[], Coroutine[Any, Any, T]],
+    check: Callable[[T | None], Awaitable[None]],
+    *,
+    how: Literal["task", "scope"],
+) -> int:
+    """Return at how many steps `make()` was cancelled: at the first, the second, … until it was not reached any more.
+
+    A step is a suspension of the coroutine or of any task that it started, directly or not; so every point at which a
+    cancellation can strike is struck, also those in which the coroutine only waits for a task of its own.
+
+    Args:
+        make: Makes the coroutine anew; it runs as a task of its own.
+        check: Awaited after every run, to assert that nothing is left over. Gets what the coroutine returned, or None
+            if it was cancelled.
+        how: `"task"` cancels by `asyncio.Task.cancel()`, once; `"scope"` by an anyio cancel scope around the coroutine.
+
+    Raises:
+        AssertionError: the coroutine swallowed its cancellation, or never ends.
+    """
+    for step in range(_MAX_STEPS):
+        run = _Run(make(), step, how)
+        await check(await run.finish())
+        if not run.was_struck:
+            return step
+    raise AssertionError(f"{make!r} still suspends after {_MAX_STEPS} steps")
+
+
+class _Run(Generic[T]):
+    """One run, cancelled at its n-th suspension."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], step: int, how: Literal["task", "scope"]) -> None:
+        self.was_struck = False
+        self._coroutine = coroutine
+        self._steps_left = step
+        self._how = how
+        self._scope = anyio.CancelScope()
+        self._root: asyncio.Task[T | None] | None = None
+
+    async def finish(self) -> T | None:
+        """Return what the coroutine returned, or None if it was cancelled."""
+        loop = asyncio.get_running_loop()
+        before = loop.get_task_factory()
+        loop.set_task_factory(self._make_task)
+        try:
+            self._root = loop.create_task(self._in_scope())
+            await asyncio.wait([self._root])
+        finally:
+            loop.set_task_factory(before)
+        if self._root.cancelled():
+            return None
+        return self._root.result()
+
+    async def _in_scope(self) -> T | None:
+        with self._scope:
+            result = await self._coroutine
+            assert self._how == "scope" or not self.was_struck, "the coroutine swallowed its cancellation"
+            return result
+        return None
+
+    def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        return asyncio.Task(self._count_suspensions(coroutine), loop=loop, **options)
+
+    async def _count_suspensions(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return await _Steps(coroutine, self._note_suspension)
+
+    def _note_suspension(self) -> None:
+        self._steps_left -= 1
+        if self._steps_left != -1 or self._root is None or self._root.done():
+            return
+        self.was_struck = True
+        if self._how == "task":
+            self._root.cancel()
+        else:
+            self._scope.cancel()
+
+
+class _Steps:
+    """Awaits a coroutine, calling `on_suspend` each time before it suspends."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], on_suspend: Callable[[], None]) -> None:
+        self._coroutine = coroutine
+        self._on_suspend = on_suspend
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        send, value = self._coroutine.send, None
+        while True:
+            try:
+                awaited = send(value)
+            except StopIteration as end:
+                return end.value
+            self._on_suspend()
+            try:
+                value = yield awaited
+                send = self._coroutine.send
+            except BaseException as exc:  # noqa: BLE001 - handed on to the coroutine
+                send, value = self._coroutine.throw, exc
