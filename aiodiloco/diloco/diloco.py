@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -102,6 +103,8 @@ class DiLoCo:
         self._emit = emit or _ignore
         self._total: int | None = None
         self._synced_at = 0
+        # A cancelled task leaves its worker thread running: the next round must not begin before that is through.
+        self._applying = threading.Lock()
         self._evaluating = False
         self._tokens = 0
         self._clock = time.perf_counter()
@@ -155,10 +158,11 @@ class DiLoCo:
 
         After an error or a cancellation the round can be repeated by calling this again; nothing is applied twice.
         """
-        if self.inner_step == self._synced_at:
-            return
         began = time.perf_counter()
-        gradient, basis = await anyio.to_thread.run_sync(lambda: (self._outer.pseudo_gradient(), self._outer.digest()))
+        round_input = await anyio.to_thread.run_sync(self._begin_round)
+        if round_input is None:
+            return
+        gradient, basis = round_input
         report = await self._all_reduce.all_reduce(gradient, wire=self._wire, round=self.round, basis=basis)
         await anyio.to_thread.run_sync(self._take_outer_step, gradient, report)
         self._emit("round", step=self.inner_step, sync_s=time.perf_counter() - began, **report.to_dict())
@@ -201,14 +205,22 @@ class DiLoCo:
         self.inner_step, self.round = state["inner_step"], state["round"]
         self._synced_at = state["synced_at"]
 
+    def _begin_round(self) -> tuple[dict[str, Tensor], bytes] | None:
+        """Return the pseudo-gradient and the digest it is based on; None if there was no inner step since the last."""
+        with self._applying:
+            if self.inner_step == self._synced_at:
+                return None
+            return self._outer.pseudo_gradient(), self._outer.digest()
+
     def _take_outer_step(self, gradient: Mapping[str, Tensor], report: AllReduceReport) -> None:
-        """Apply a round whole: also when the waiting task is cancelled, parameters and counters stay together."""
-        self._outer.step(gradient)
-        self.round += 1
-        self._synced_at = self.inner_step
-        self.last_round = report
-        self.bytes_sent += report.bytes_sent
-        self.bytes_received += report.bytes_received
+        """Apply a round whole: also when the waiting task is cancelled, parameters and counters change together."""
+        with self._applying:
+            self._outer.step(gradient)
+            self.round += 1
+            self._synced_at = self.inner_step
+            self.last_round = report
+            self.bytes_sent += report.bytes_sent
+            self.bytes_received += report.bytes_received
 
     def _report_step(self, loss: float | Tensor | None, tokens: int | None) -> None:
         data: dict[str, Any] = {"step": self.inner_step, "round": self.round}

@@ -6,6 +6,7 @@ import anyio
 import pytest
 import torch
 
+from aiodiloco.codec import unpack_chunk
 from aiodiloco.collective import Member, ObjectStoreAllReduce
 from aiodiloco.collective.keys import RoundKeys
 from aiodiloco.errors import (
@@ -17,6 +18,7 @@ from aiodiloco.errors import (
     WorldSizeError,
 )
 from aiodiloco.store import MemoryStore
+from aiodiloco.testing.cancellation import cancel_at_every_step
 from tests.collective.ranks import mean_in_rank_order, on_all, open_ranks, random_tensors, reduce_all
 
 SHAPES = {"embedding": (300, 40), "bias": (), "empty": (0, 3), "head": (7, 5, 3)}
@@ -322,3 +324,44 @@ async def test_manifest_and_chunks_are_written_in_an_order_that_a_reader_can_tru
         mine = [key for key in order if f"/{member}/" in key]
         assert mine[-1] == RoundKeys(0, 0).manifest(member)
         assert len(mine) == 2 + 9  # payload.json, nine chunks, the manifest
+
+
+@pytest.mark.parametrize("how", ["task", "scope"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_cancelled_at_any_await_a_round_can_be_repeated_and_comes_out_right(algorithm, how):
+    """Also the other rank, which knows nothing of it, gets the mean; and every object there is whole."""
+    shapes = {"w": (1500,)}
+    expected = mean_in_rank_order([random_tensors(rank, shapes) for rank in range(2)])
+    store, peer_tensors = MemoryStore(), {}
+    async with (
+        open_ranks(store, 2, algorithm=algorithm, chunk_bytes=1) as (rank, peer),
+        anyio.create_task_group() as tg,
+    ):
+
+        def start_peer():
+            peer_tensors.update(random_tensors(1, shapes))
+            done = anyio.Event()
+
+            async def run():
+                await peer.all_reduce(peer_tensors)
+                done.set()
+
+            tg.start_soon(run)
+            return done
+
+        async def finish(report):
+            nonlocal peer_done
+            if report is None:
+                tensors = random_tensors(0, shapes)
+                await rank.all_reduce(tensors)
+                assert_bitwise_equal(expected, tensors)
+            await peer_done.wait()
+            assert_bitwise_equal(expected, peer_tensors)
+            for key in [k async for k in store.list("rounds/") if k.rsplit("/", 1)[1].isdecimal()]:
+                unpack_chunk(await store.get(key))
+            peer_done = start_peer()
+
+        peer_done = start_peer()
+        steps = await cancel_at_every_step(lambda: rank.all_reduce(random_tensors(0, shapes)), finish, how=how)
+        tg.cancel_scope.cancel()
+    assert steps > 20

@@ -12,6 +12,7 @@ from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.diloco import DiLoCo, NesterovSGD
 from aiodiloco.errors import RoundRefusedError, RoundTimeoutError
 from aiodiloco.store import MemoryStore
+from aiodiloco.testing.cancellation import cancel_at_every_step
 from tests.collective.ranks import on_all, open_ranks
 from tests.diloco.models import TrainingReplica, make_batch, make_model, train_step
 
@@ -233,3 +234,30 @@ def test_an_optimizer_of_another_model_is_refused():
         DiLoCo(make_model(), make_model(), None, sync_every=1)
     with pytest.raises(ValueError, match="nothing to train"):
         DiLoCo(make_model().requires_grad_(False), torch.optim.SGD(make_model().parameters()), None, sync_every=1)
+
+
+@pytest.mark.parametrize("how", ["task", "scope"])
+async def test_cancelled_at_any_await_a_round_can_be_repeated_and_is_applied_once(how):
+    async with (
+        ObjectStoreAllReduce(MemoryStore(), rank=0, world_size=1) as disturbed_transport,
+        ObjectStoreAllReduce(MemoryStore(), rank=0, world_size=1) as transport,
+    ):
+        disturbed = TrainingReplica(disturbed_transport, sync_every=1000)
+        undisturbed = TrainingReplica(transport, sync_every=1000)
+
+        def take_inner_steps():
+            for replica in (disturbed, undisturbed):
+                for _ in range(2):
+                    train_step(replica.model, replica.inner, 0, replica.diloco.inner_step)
+                    replica.diloco.advance()
+
+        async def repeat(_):
+            await disturbed.diloco.synchronize()
+            await undisturbed.diloco.synchronize()
+            assert disturbed.diloco.round == undisturbed.diloco.round
+            assert disturbed.bits() == undisturbed.bits()
+            take_inner_steps()
+
+        take_inner_steps()
+        steps = await cancel_at_every_step(disturbed.diloco.synchronize, repeat, how=how)
+    assert steps > 20
