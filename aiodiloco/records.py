@@ -23,7 +23,7 @@ __all__ = [
     "raise_for_failures",
 ]
 
-JSON: TypeAlias = "Mapping[str, JSON] | Sequence[JSON] | str | int | float | bool | None"
+JSON: TypeAlias = Mapping[str, "JSON"] | Sequence["JSON"] | str | int | float | bool | None
 
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -96,7 +96,7 @@ class ReplicaHandle:
         """Return the handle that `to_json` wrote. Raises HandleError when `text` is not one."""
         try:
             return cls(**json.loads(text))
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, RecursionError) as exc:
             raise HandleError(
                 f"not a replica handle: {text[:200]!r} ({exc}); use ReplicaHandle.to_json's text"
             ) from exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import AsyncGenerator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -15,8 +16,6 @@ from aiodiloco.events.record import PREFIX, Cursor, Event, object_key, parse_key
 from aiodiloco.store.fan_out import map_concurrently
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from aiodiloco.store import Store
 
 __all__ = ["follow_events", "read_events"]
@@ -57,7 +56,9 @@ async def read_events(store: Store, cursor: Cursor | None = None) -> tuple[list[
             return sorted(events, key=lambda e: (e.writer, e.seq)), cursor
 
 
-async def follow_events(store: Store, cursor: Cursor | None = None, *, poll_s: float = 0.2) -> AsyncIterator[Event]:
+async def follow_events(
+    store: Store, cursor: Cursor | None = None, *, poll_s: float = 0.2
+) -> AsyncGenerator[Event, None]:
     """Iterate over all events after `cursor` and then, without end, over new ones as they are written.
 
     Those of one writer come in order, each exactly once. To resume later, in another process even, keep
@@ -115,11 +116,16 @@ def _spans(cursor: Cursor) -> list[_Span]:
 async def _list_span(store: Store, span: _Span) -> list[str]:
     """Return the keys of the first event objects in the span, in order."""
     keys: list[str] = []
-    async for key in store.list(PREFIX, start_after=span.after):
-        if (span.until is not None and key >= span.until) or len(keys) == _OBJECTS_PER_PASS:
-            break
-        if parse_key(key) is not None:
-            keys.append(key)
+    listing = store.list(PREFIX, start_after=span.after)
+    try:
+        async for key in listing:
+            if (span.until is not None and key >= span.until) or len(keys) == _OBJECTS_PER_PASS:
+                break
+            if parse_key(key) is not None:
+                keys.append(key)
+    finally:
+        if isinstance(listing, AsyncGenerator):
+            await listing.aclose()  # not left to the garbage collector, which trio warns of
     return keys
 
 
