@@ -185,16 +185,17 @@ class CodecTests:
 
     def test_threads_may_share_a_codec(self, codec: Codec) -> None:
         """Many workers encode at once."""
-        chunks = [_wave(codec, 70_001) * (i + 1) for i in range(8)]
+        wave = _wave(codec, 70_001)
+        chunks = [wave * (i + 1) for i in range(4)]
         expected = [_bits(_round_trip(codec, chunk)) for chunk in chunks]
-        barrier = threading.Barrier(8, timeout=30)
+        barrier = threading.Barrier(4, timeout=30)
 
-        def work(chunk: Tensor) -> bytes:
+        def work(chunk: Tensor) -> set[bytes]:
             barrier.wait()
-            return _bits(_round_trip(codec, chunk))
+            return {_bits(_round_trip(codec, chunk)) for _ in range(25)}
 
-        with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(work, chunks)) == expected
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(work, chunks)) == [{bits} for bits in expected]
 
     def test_flush_to_zero_changes_nothing(self, codec: Codec) -> None:
         """The mode belongs to the calling thread, and any library may have set it."""

@@ -125,6 +125,7 @@ def test_trailing_bytes_are_refused(extra: bytes) -> None:
         (_sealed(_packed(), numel=(8, "<Q", 4)), "7 bytes where 4 × int8 take 8"),
         (_sealed(_packed(), weight=(32, "<d", math.nan)), "weight must be finite and >= 0, not nan"),
     ],
+    ids=["magic", "version", "digest", "code", "sizes", "weight"],
 )
 def test_the_error_names_the_check_and_what_was_found(data: bytes, message: str) -> None:
     with pytest.raises(ChunkError, match=message):
