@@ -2,8 +2,8 @@
 
 Why 128: against it, blocks of 64 cost 3.0 % more bytes for a root mean square error that is 8 % smaller on normal
 values and 21 % smaller on heavy tails (Student t, 3 degrees of freedom); blocks of 256 save 1.5 % for 8 % and 27 %
-more. One more bit an element would halve the error for 12 % more bytes, so by that rate of exchange (16 % for 3 %, 9 %
-for 1.5 %) 128 is the right size for normal values, and a fair one for tails.
+more. One more bit an element would halve the error for 12 % more bytes; at that price, 3.0 % should buy 16 % and 1.5 %
+cost 9 %: normal values would do a little better with 256 and heavy tails with 64, so 128 lies between.
 
 Deterministic across machines: every step is one IEEE operation per element, exact or correctly rounded, in a torch
 call of its own, so that neither the vector width nor a contraction of multiply and add can change a bit; the one
