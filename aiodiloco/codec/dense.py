@@ -15,6 +15,7 @@ import torch
 
 from aiodiloco.codec.buffers import typed, typed_out
 from aiodiloco.codec.checks import check_tensors
+from aiodiloco.codec.pieces import pieces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["DenseCodec"]
-
-# Elements per torch call, just under the 32768 from which torch starts a pool of threads, one pool per calling thread:
-# here the many worker threads that encode at once are the parallelism. 128 KiB also stay in cache for a second look.
-_PIECE: Final = 32768 - 128
 
 _NAN_BITS: Final[Mapping[torch.dtype, int]] = {torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}
 
@@ -61,9 +58,7 @@ class DenseCodec:
         """Write `values`, (numel,) `dtype`, to `out`, (nbytes(numel),) uint8."""
         check_tensors(values, out, dtype=self.dtype, nbytes=self.nbytes(values.numel()))
         nan_bits = _NAN_BITS.get(self.wire)
-        for piece, target in zip(
-            torch.split(values, _PIECE), torch.split(typed_out(out, self.wire), _PIECE), strict=True
-        ):
+        for piece, target in pieces(values, typed_out(out, self.wire)):
             target.copy_(piece)
             # amax is NaN exactly if an element is; it costs a quarter of what isnan().any() does.
             if nan_bits is not None and piece.numel() and math.isnan(piece.amax().item()):
@@ -72,5 +67,5 @@ class DenseCodec:
     def decode(self, data: Tensor, out: Tensor) -> None:
         """Write the values in `data`, (nbytes(numel),) uint8, to `out`, (numel,) `dtype`."""
         check_tensors(out, data, dtype=self.dtype, nbytes=self.nbytes(out.numel()))
-        for piece, target in zip(torch.split(typed(data, self.wire), _PIECE), torch.split(out, _PIECE), strict=True):
+        for piece, target in pieces(typed(data, self.wire), out):
             target.copy_(piece)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from aiodiloco.codec import get_codec
+from aiodiloco.codec.pieces import pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -106,20 +107,16 @@ class Payload:
         """Return a copy of the chunk's elements: (chunk.numel,) fp32 or fp64 on the CPU."""
         out = self.empty(chunk)
         for flat, start, stop, at in self._pieces(chunk):
-            out[at : at + stop - start].copy_(flat[start:stop])
+            for target, source in pieces(out[at : at + stop - start], flat[start:stop]):
+                target.copy_(source)
         return out
 
     @torch.no_grad()
     def write(self, chunk: Chunk, values: Tensor) -> None:
         """Store `values`, (chunk.numel,) fp32 or fp64 on the CPU, as the chunk's elements."""
         for flat, start, stop, at in self._pieces(chunk):
-            piece = values[at : at + stop - start]
-            if flat.dtype is torch.bool:
-                flat[start:stop].copy_(piece > 0.5)
-            elif flat.dtype.is_floating_point:
-                flat[start:stop].copy_(piece)
-            else:
-                flat[start:stop].copy_(piece.round())
+            for target, source in pieces(flat[start:stop], values[at : at + stop - start]):
+                _store(target, source)
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -159,6 +156,15 @@ def _spec(name: str, tensor: Tensor) -> TensorSpec:
     if tensor.numel() and any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
         raise ValueError(f"tensor {name!r} is expanded: its elements share memory; pass a .clone() of it")
     return TensorSpec(name, tuple(tensor.shape), dtype)
+
+
+def _store(target: Tensor, values: Tensor) -> None:
+    """Write means to `target`, rounding as its dtype asks for."""
+    if target.dtype is torch.bool:
+        values = values > 0.5
+    elif not target.dtype.is_floating_point:
+        values = values.round()
+    target.copy_(values)
 
 
 def _drop_aliases(tensors: Iterable[Tensor]) -> list[Tensor]:

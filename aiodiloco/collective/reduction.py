@@ -8,6 +8,7 @@ import anyio
 import torch
 
 from aiodiloco.codec import REDUCED, ChunkHeader, get_codec, pack_chunk, unpack_chunk
+from aiodiloco.codec.pieces import pieces
 from aiodiloco.collective.decision import refuse
 from aiodiloco.collective.waiting import get_when_there
 from aiodiloco.errors import ChunkError
@@ -43,14 +44,17 @@ class Accumulator:
     def add(self, body: Tensor, weight: float) -> None:
         """Add the contribution encoded in `body`, (nbytes,) uint8, with a weight > 0. Order matters to the last bit."""
         self._codec.decode(body, self._decoded)
-        if weight != 1.0:
-            self._decoded.mul_(weight)
-        self._sum.add_(self._decoded)
+        for total, decoded in pieces(self._sum, self._decoded):
+            if weight != 1.0:
+                decoded.mul_(weight)
+            total.add_(decoded)
         self.weight += weight
 
     def mean(self) -> Tensor:
         """Return the weighted mean, (numel,). Ends the accumulation: the sum is divided in place."""
-        return self._sum.div_(self.weight)
+        for (total,) in pieces(self._sum):
+            total.div_(self.weight)
+        return self._sum
 
 
 class Reducer:
