@@ -83,7 +83,7 @@ class Calls:
 
     def start(self, call: Coroutine[Any, Any, T], *, on_end: Callable[[], None] | None = None) -> Job[T]:
         """Start `call` and return at once; `on_end` is called in this event loop when it ended, however it ended."""
-        task = asyncio.get_running_loop().create_task(_translate_exits(call))
+        task = _running_loop(call).create_task(_translate_exits(call))
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[T]) -> None:
@@ -95,6 +95,14 @@ class Calls:
 
         task.add_done_callback(ended)
         return Job(task)
+
+
+def _running_loop(call: Coroutine[Any, Any, object]) -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as exc:
+        call.close()
+        raise RuntimeError("executors run on asyncio only: use asyncio.run or anyio.run's asyncio backend") from exc
 
 
 async def _translate_exits(call: Coroutine[Any, Any, T]) -> T:

@@ -6,7 +6,6 @@ import math
 import os
 import secrets
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["check_timeout", "launch", "plan_launch"]
 
 _SPAWNS_IN_FLIGHT = 16
+_DEAF_S = 0.1  # how much longer a spawn may take to heed the end of its time
 _UNDO_BOUND_S = 10.0
 
 
@@ -103,30 +103,39 @@ async def launch(calls: Calls, requests: Sequence[SpawnRequest]) -> list[Replica
     except BaseException:
         await spawns.undo("the launch was cancelled")
         raise
-    if spawns.failed_rank is None:
+    if (failed := spawns.first_failure()) is None:
         return spawns.handles()
-    message = f"rank {spawns.failed_rank} could not be started: {spawns.failure}"
+    rank, failure = failed
+    message = f"rank {rank} could not be started: {failure}"
     rows = await spawns.undo(message)
-    raise LaunchError(f"{message}; the replicas that had started were cancelled", rows) from spawns.failure
+    raise LaunchError(f"{message}; the replicas that had started were cancelled", rows) from failure
 
 
 class _Spawns:
     """The spawns of one launch: a bounded number in flight, none ever forgotten."""
 
     def __init__(self, calls: Calls, requests: Sequence[SpawnRequest]) -> None:
-        self.failed_rank: int | None = None
-        self.failure: Exception | None = None
         self._calls = calls
         self._requests = list(requests)
         self._jobs: list[Job[ReplicaHandle]] = []
+        self._latest: list[float] = []
         self._bell = Bell()
         self._wanted = True
 
     async def run(self) -> None:
         """Return when all have started, or the first has failed."""
-        while self.failure is None and not (len(self._jobs) == len(self._requests) and not self._in_flight()):
+        while self.first_failure() is None and (len(self._jobs) < len(self._requests) or self._in_flight()):
             self._start_some()
-            await self._bell.wait_until(time.monotonic() + self._calls.backend.spawn_bound_s)
+            await self._bell.wait_until(min(self._latest_in_flight(), default=float("inf")))
+
+    def first_failure(self) -> tuple[int, Exception] | None:
+        """Return the lowest rank that could not be started, and why; None while there is none."""
+        for request, job, latest in zip(self._requests, self._jobs, self._latest, strict=False):
+            if job.has_ended and (failure := job.error()) is not None:
+                return request.rank, failure
+            if not job.has_ended and time.monotonic() >= latest:  # deaf to its own bound
+                return request.rank, self._no_answer()
+        return None
 
     def handles(self) -> list[ReplicaHandle]:
         """Return the handles of those that started, in order."""
@@ -151,12 +160,17 @@ class _Spawns:
     def _in_flight(self) -> int:
         return sum(not job.has_ended for job in self._jobs)
 
+    def _latest_in_flight(self) -> list[float]:
+        return [latest for job, latest in zip(self._jobs, self._latest, strict=True) if not job.has_ended]
+
+    def _no_answer(self) -> TimeoutError:
+        return TimeoutError(f"no answer within {self._calls.backend.spawn_bound_s:g} s")
+
     def _start_some(self) -> None:
         while len(self._jobs) < len(self._requests) and self._in_flight() < _SPAWNS_IN_FLIGHT:
-            index = len(self._jobs)
-            self._jobs.append(
-                self._calls.start(self._spawn(self._requests[index]), on_end=partial(self._note_end, index))
-            )
+            spawn = self._spawn(self._requests[len(self._jobs)])
+            self._jobs.append(self._calls.start(spawn, on_end=self._bell.ring))
+            self._latest.append(time.monotonic() + self._calls.backend.spawn_bound_s + _DEAF_S)
 
     async def _spawn(self, request: SpawnRequest) -> ReplicaHandle:
         backend = self._calls.backend
@@ -164,14 +178,8 @@ class _Spawns:
             with anyio.fail_after(backend.spawn_bound_s):
                 handle = await backend.spawn(request)
         except TimeoutError as exc:
-            raise TimeoutError(f"no answer within {backend.spawn_bound_s:g} s") from exc
+            raise self._no_answer() from exc
         if not self._wanted:
             with anyio.fail_after(backend.cancel_bound_s):
                 await backend.cancel(handle)
         return handle
-
-    def _note_end(self, index: int) -> None:
-        failure = self._jobs[index].error()
-        if failure is not None and self.failure is None:
-            self.failed_rank, self.failure = self._requests[index].rank, failure
-        self._bell.ring()

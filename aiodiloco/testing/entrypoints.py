@@ -6,6 +6,7 @@ import sys
 import time
 
 import anyio
+import anyio.lowlevel
 
 __all__ = [
     "add",
@@ -32,7 +33,7 @@ def add(*, rank: int, to: float = 0, note: object = None) -> dict[str, object]:
 
 async def add_async(*, rank: int, to: float = 0) -> dict[str, object]:
     """Return what `add` does, from a coroutine."""
-    await anyio.sleep(0)
+    await anyio.lowlevel.checkpoint()
     return add(rank=rank, to=to)
 
 
@@ -43,7 +44,7 @@ def fail(*, rank: int) -> None:
 
 async def fail_async(*, rank: int) -> None:
     """Raise what `fail` does, from a coroutine."""
-    await anyio.sleep(0)
+    await anyio.lowlevel.checkpoint()
     fail(rank=rank)
 
 

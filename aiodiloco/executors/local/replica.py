@@ -61,7 +61,7 @@ class _Cancellation:
 
 
 def run(spec: Mapping[str, Any], *, parent: int) -> int:
-    """Run the entrypoint that `spec` names, write down how it ended, and return the exit code, negative for a signal."""
+    """Run the entrypoint that `spec` names, write down how it ended, and return the exit code (< 0: a signal)."""
     os.setsid()
     die_with_parent(parent)
     directory = Path(spec["directory"])
