@@ -308,6 +308,57 @@ async def test_a_damaged_chunk_is_refused_by_what_is_wrong_with_it(what, message
         tg.cancel_scope.cancel()
 
 
+async def test_a_reduced_chunk_that_is_another_one_is_refused():
+    class Mixed(MemoryStore):
+        async def get(self, key, **kwargs):
+            return await super().get(key.replace("/000003", "/000002") if "/reduced/" in key else key, **kwargs)
+
+    tensors = [{"w": torch.ones(4 * 1024)} for _ in range(2)]
+    ranks = open_ranks(Mixed(), 2, algorithm="scatter", chunk_bytes=1)
+    async with ranks as (reader, owner), anyio.create_task_group() as tg:
+        tg.start_soon(owner.all_reduce, tensors[1])
+        with pytest.raises(ChunkError, match=r"chunk 3 .* but its key holds chunk 2"):
+            await reader.all_reduce(tensors[0])
+        tg.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_a_rank_still_reading_a_round_finds_it_while_others_are_in_the_next(algorithm):
+    """What a rank wrote is deleted two rounds later, when no one can be reading it any more."""
+
+    held = "/reduced/" if algorithm == "scatter" else "/0-0/0"  # what the slow rank reads of the fast one's
+    fast_is_ahead, name = anyio.Event(), f"slow-reader-{algorithm}"
+
+    class Slow(MemoryStore):
+        async def get(self, key, **kwargs):
+            if key.startswith("rounds/00000000") and held in key:
+                await fast_is_ahead.wait()
+            return await super().get(key, **kwargs)
+
+    class Fast(MemoryStore):
+        async def put(self, key, data):
+            await super().put(key, data)
+            if key == RoundKeys(1, 0).manifest(Member(0, 0)):
+                fast_is_ahead.set()
+
+    tensors = [[{"w": torch.full((2048,), float(r + n))} for n in range(2)] for r in range(2)]
+    options = {"world_size": 2, "algorithm": algorithm, "chunk_bytes": 1, "timeout": 20}
+
+    async def both_rounds(rank):
+        for number in range(2):
+            await rank.all_reduce(tensors[rank.rank][number])
+
+    async with (
+        ObjectStoreAllReduce(Fast(name), rank=0, **options) as fast,
+        ObjectStoreAllReduce(Slow(name), rank=1, **options) as slow,
+        anyio.create_task_group() as tg,
+    ):
+        tg.start_soon(both_rounds, fast)
+        tg.start_soon(both_rounds, slow)
+    assert fast_is_ahead.is_set()
+    assert [t["w"][0].item() for t in tensors[1]] == [0.5, 1.5]
+
+
 async def test_manifest_and_chunks_are_written_in_an_order_that_a_reader_can_trust():
     """The manifest comes after every chunk: whoever sees it may read all of them."""
     order = []
