@@ -627,6 +627,11 @@ def test_log_works_on_both_event_loops(backend: str, tmp_path: Path) -> None:
                 events.emit("step", number=number)
             with anyio.move_on_after(0.001):
                 await store.put("cancelled", b"x" * 10_000_000)
-            return _numbers(await _follow(store, 10), "0-0")
+            await _write(store, "1-0", 1)
+            found = await _follow(store, 4)
+            for _ in range(3):  # looks that leave their listings early, which trio would complain of
+                await read_events(store, Cursor().after(*found).after(Event("step", "1-0", 0, 0.0)))
+            found += await _follow(store, 7, Cursor().after(*found))
+            return _numbers(found, "0-0")
 
     assert anyio.run(main, backend=backend) == list(range(10))
