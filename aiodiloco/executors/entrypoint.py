@@ -62,7 +62,8 @@ def _why_not_importable(function: Callable[..., object], module: str, qualname: 
 
 def _main_can_be_imported() -> bool:
     main = sys.modules["__main__"]
-    return getattr(main, "__spec__", None) is not None or bool(getattr(main, "__file__", None))
+    file = getattr(main, "__file__", None) or "<stdin>"
+    return getattr(main, "__spec__", None) is not None or not file.startswith("<")
 
 
 def _find(module: object, qualname: str) -> object:

@@ -93,7 +93,8 @@ class Group:
         reason = self._reasons.get(index)
         if row.status is not ReplicaStatus.cancelled or reason is None:
             return row
-        return dataclasses.replace(row, error=f"cancelled: {reason}")
+        detail = (row.error or "").removeprefix("cancelled")
+        return dataclasses.replace(row, error=f"cancelled: {reason}{detail}")
 
     def _lost_row(self, index: int, lost: Exception) -> ReplicaResult:
         """A replica that cannot be watched counts as failed; it is also cancelled, for it may still run."""

@@ -58,7 +58,7 @@ async def plan_launch(
         raise EntrypointError(
             "this script launches replicas while a replica imports it; put that under `if __name__ == '__main__':`"
         )
-    args = check_args({} if entrypoint_args is None else entrypoint_args)
+    args = await anyio.to_thread.run_sync(check_args, {} if entrypoint_args is None else entrypoint_args)
     first = SpawnRequest(
         rank=0,
         n_replicas=n_replicas,
@@ -101,13 +101,15 @@ async def launch(calls: Calls, requests: Sequence[SpawnRequest]) -> list[Replica
     try:
         await spawns.run()
     except BaseException:
-        await spawns.undo("the launch was cancelled")
+        await spawns.settle()
+        await spawns.end("the launch was cancelled")
         raise
     if (failed := spawns.first_failure()) is None:
         return spawns.handles()
-    rank, failure = failed
+    await spawns.settle()
+    rank, failure = spawns.first_failure() or failed  # the lowest rank of all that failed
     message = f"rank {rank} could not be started: {failure}"
-    rows = await spawns.undo(message)
+    rows = await spawns.end(message)
     raise LaunchError(f"{message}; the replicas that had started were cancelled", rows) from failure
 
 
@@ -141,13 +143,16 @@ class _Spawns:
         """Return the handles of those that started, in order."""
         return [job.value() for job in self._jobs if job.has_ended and job.error() is None]
 
-    async def undo(self, reason: str) -> list[ReplicaResult]:
-        """Cancel all that started or still starts; return their rows. Bounded, and not interrupted by anyio scopes."""
+    async def settle(self) -> None:
+        """Wait for the spawns under way to yield their ids; bounded, and not interrupted by anyio scopes."""
         deadline = time.monotonic() + _UNDO_BOUND_S
         with anyio.CancelScope(shield=True):
             while self._in_flight() and await self._bell.wait_until(deadline):
                 pass
         self._wanted = False  # a spawn that yields its id from now on cancels its replica by itself
+
+    async def end(self, reason: str) -> list[ReplicaResult]:
+        """Cancel all that started and return their rows; bounded, and not interrupted by anyio scopes."""
         late = [
             ReplicaResult(request.rank, ReplicaStatus.pending, error=f"its spawn has not answered; {reason}")
             for request, job in zip(self._requests, self._jobs, strict=False)

@@ -83,7 +83,8 @@ class Backend(Protocol):
     async def wait(self, handle: ReplicaHandle) -> ReplicaResult:
         """Return how the replica ended, once it has.
 
-        Cancelling this call harms nothing, takes effect at once, and the call can be repeated.
+        The error of a replica that was cancelled starts with "cancelled"; what follows is kept. Cancelling this call
+        harms nothing, takes effect at once, and the call can be repeated.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import anyio
 
@@ -60,7 +60,7 @@ class _Run(Generic[T]):
         """Return what the coroutine returned, or None if it was cancelled."""
         loop = asyncio.get_running_loop()
         before = loop.get_task_factory()
-        loop.set_task_factory(self._make_task)
+        loop.set_task_factory(cast("Any", self._make_task))  # typeshed's protocol names private types
         try:
             self._root = loop.create_task(self._in_scope())
             await asyncio.wait([self._root])
@@ -77,8 +77,12 @@ class _Run(Generic[T]):
             return result
         return None
 
-    def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        return asyncio.Task(self._count_suspensions(coroutine), loop=loop, **options)
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+    ) -> asyncio.Task[Any]:
+        task = asyncio.Task(self._count_suspensions(coroutine), loop=loop, **options)
+        task.add_done_callback(lambda _: coroutine.close())  # of a task that was cancelled before it began
+        return task
 
     async def _count_suspensions(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return await _Steps(coroutine, self._note_suspension)

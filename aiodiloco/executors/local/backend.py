@@ -12,8 +12,8 @@ import anyio
 import anyio.to_thread
 
 from aiodiloco.errors import ExecutorError, HandleError
-from aiodiloco.executors.local.client import SupervisorGoneError, ask
-from aiodiloco.executors.local.directory import EXIT, LOG, SPAWNED, read_json
+from aiodiloco.executors.local.client import SupervisorGoneError, ask, encode
+from aiodiloco.executors.local.directory import EXIT, LOG, SPAWNED, prune, read_json
 from aiodiloco.executors.local.start import SupervisorHolder
 from aiodiloco.executors.local.tail import LineReader
 from aiodiloco.records import ReplicaHandle, ReplicaResult, ReplicaStatus
@@ -42,6 +42,7 @@ class LocalBackend:
         self.supervisor = SupervisorHolder(detach=detach, grace_s=grace_s)
         self._root = root
         self._preload = preload
+        self._has_pruned = False
 
     def check(self, request: SpawnRequest) -> None:
         """Refuse what local replicas cannot have."""
@@ -55,10 +56,10 @@ class LocalBackend:
 
     async def spawn(self, request: SpawnRequest) -> ReplicaHandle:
         """Fork the replica; starts the supervisor first if none lives."""
-        path = await anyio.to_thread.run_sync(self.supervisor.socket)
         call_id = f"{request.run_id}/{request.rank}-{request.incarnation}"
+        path, line = await anyio.to_thread.run_sync(self._prepare, request, call_id)
         try:
-            answer = await ask(path, self._spawn_message(request, call_id))
+            answer = await ask(path, line)
         except SupervisorGoneError as exc:
             raise ExecutorError(f"the supervisor of local replicas ended: {exc}") from exc
         if "error" in answer:
@@ -79,7 +80,7 @@ class LocalBackend:
         if (row := await self._read_exit(handle)) is not None:
             return row
         try:
-            await ask(_text(handle, "socket"), {"op": "wait", "call_id": handle.call_id})
+            await _ask_about(handle, "wait")
         except SupervisorGoneError:
             return await self._read_exit(handle) or _lost(handle)
         return await self._read_exit(handle) or _lost(handle)
@@ -87,7 +88,7 @@ class LocalBackend:
     async def cancel(self, handle: ReplicaHandle) -> None:
         """Have the supervisor send SIGTERM, and SIGKILL after the grace period."""
         try:
-            await ask(_text(handle, "socket"), {"op": "cancel", "call_id": handle.call_id})
+            await _ask_about(handle, "cancel")
         except SupervisorGoneError:  # its replicas ended with it
             return
 
@@ -96,7 +97,7 @@ class LocalBackend:
         if (row := await self._read_exit(handle)) is not None:
             return row.status
         try:
-            answer = await ask(_text(handle, "socket"), {"op": "status", "call_id": handle.call_id})
+            answer = await _ask_about(handle, "status")
         except SupervisorGoneError:
             answer = {"running": False}
         if answer["running"]:
@@ -121,6 +122,13 @@ class LocalBackend:
                 has_ended = True
         for line in reader.rest():
             yield line
+
+    def _prepare(self, request: SpawnRequest, call_id: str) -> tuple[str, bytes]:
+        """Everything about a spawn that could block the event loop; returns the socket and what to send."""
+        if not self._has_pruned:
+            self._has_pruned = True
+            prune(self._root)
+        return self.supervisor.socket(), encode(self._spawn_message(request, call_id))
 
     def _spawn_message(self, request: SpawnRequest, call_id: str) -> dict[str, Any]:
         assert request.entrypoint is not None
@@ -153,6 +161,10 @@ class LocalBackend:
         return await anyio.to_thread.run_sync(_read_row, handle, directory)
 
 
+async def _ask_about(handle: ReplicaHandle, op: str) -> dict[str, Any]:
+    return await ask(_text(handle, "socket"), encode({"op": op, "call_id": handle.call_id}))
+
+
 def _read_row(handle: ReplicaHandle, directory: Path) -> ReplicaResult | None:
     fields = read_json(directory / EXIT)
     if fields is not None:
@@ -181,7 +193,7 @@ def _text(handle: ReplicaHandle, key: str) -> str:
 
 def _environment(n_replicas: int) -> dict[str, str]:
     """This process's environment, with each replica's share of the cores unless the user said otherwise."""
-    threads = str(max(1, _num_cores() // n_replicas))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _num_cores() // n_replicas))
     return {**dict.fromkeys(_THREAD_VARIABLES, threads), **os.environ}
 
 

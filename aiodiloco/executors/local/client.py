@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
 
-__all__ = ["SupervisorGoneError", "ask"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["SupervisorGoneError", "ask", "encode"]
 
 _ATTEMPTS = 3
 
@@ -17,13 +20,17 @@ class SupervisorGoneError(Exception):
     """Nobody listens on the supervisor's socket any more."""
 
 
-async def ask(path: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Return the supervisor's answer to `request`; may take as long as the supervisor does.
+def encode(request: Mapping[str, Any]) -> bytes:
+    """Return the request as the supervisor reads it."""
+    return json.dumps(request).encode() + b"\n"
+
+
+async def ask(path: str, line: bytes) -> dict[str, Any]:
+    """Return the supervisor's answer to an encoded request; may take as long as the supervisor does.
 
     Raises:
         SupervisorGoneError: it has ended, before or while it was asked.
     """
-    line = json.dumps(request).encode() + b"\n"
     for attempt in range(_ATTEMPTS):
         try:
             connection = await anyio.connect_unix(path)

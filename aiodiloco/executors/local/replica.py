@@ -11,6 +11,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import traceback
 import types
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = ["ReplicaCancelled", "run"]
 
 _MAIN = "__aiodiloco_main__"
 _MAX_RESULT_BYTES = 4 << 20
+_AGAIN_S = 0.02
 
 
 class ReplicaCancelled(BaseException):
@@ -43,9 +45,9 @@ class _Cancellation:
         self._is_over = False
 
     def install(self) -> None:
-        """Listen from now on. The signal was blocked since before the fork, so none was lost."""
+        """Listen from now on; until then the signal ends the process, for there is nothing to clean up."""
+        sys.unraisablehook = self._on_unraisable
         signal.signal(signal.SIGTERM, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def stop(self) -> None:
         """Ignore signals from now on: how the replica ended is decided."""
@@ -59,17 +61,28 @@ class _Cancellation:
             raise ReplicaCancelled
         self.task.get_loop().call_soon_threadsafe(self.task.cancel)
 
+    def _on_unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Try again if Python dropped the exception because it struck in a `__del__` or a callback."""
+        if not isinstance(unraisable.exc_value, ReplicaCancelled):
+            sys.__unraisablehook__(unraisable)
+            return
+        self.received = False
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM))  # raised in here it would be lost too
+        again.daemon = True
+        again.start()
+
 
 def run(spec: Mapping[str, Any], *, parent: int) -> int:
     """Run the entrypoint that `spec` names, write down how it ended, and return the exit code (< 0: a signal)."""
     os.setsid()
     die_with_parent(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked since before the fork, so none was lost
     directory = Path(spec["directory"])
     _redirect_output(directory / LOG)
     _adopt_driver(spec)
     cancellation = _Cancellation()
     try:
-        cancellation.install()
         value = _call(spec, cancellation)
         cancellation.stop()
         outcome, exit_code = _returned(value)
@@ -114,7 +127,9 @@ def _adopt_driver(spec: Mapping[str, Any]) -> None:
 def _call(spec: Mapping[str, Any], cancellation: _Cancellation) -> object:
     if spec["main"] is not None:
         _import_main(*spec["main"])
-    value = resolve(spec["entrypoint"])(**spec["args"], rank=spec["rank"])
+    function = resolve(spec["entrypoint"])
+    cancellation.install()
+    value = function(**spec["args"], rank=spec["rank"])
     return asyncio.run(_finish(value, cancellation)) if inspect.iscoroutine(value) else value
 
 

@@ -8,6 +8,7 @@ the driver holds: when the driver ends, however it ends, the replicas are killed
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import importlib
 import json
@@ -167,7 +168,7 @@ class Supervisor:
             directory.mkdir(mode=0o700)
             pid = self._fork()
         except OSError as exc:
-            self._reply(connection, {"error": f"{type(exc).__name__}: {exc}"})
+            self._reply(connection, {"error": _explain(exc, request["root"])})
             return None
         if pid == 0:
             return {**request, "directory": str(directory)}
@@ -224,6 +225,12 @@ def _read_outcome(child: Child) -> dict[str, Any] | None:
         return read_json(child.directory / OUTCOME)
     except (OSError, ValueError):
         return None
+
+
+def _explain(exc: OSError, root: str) -> str:
+    if isinstance(exc, FileExistsError) or exc.errno == errno.EAGAIN:  # says it all; no more processes allowed
+        return str(exc)
+    return f"{exc}; give a root that can be written, not {root}"
 
 
 def _preload(modules: list[str]) -> None:

@@ -33,12 +33,13 @@ def judge(outcome: Mapping[str, Any] | None, exit_code: int, *, asked: str | Non
         error = f"ran longer than its own timeout of {timeout_s:g} s (launch_replicas(timeout=…))"
         return {**row, "status": "failed", "error": error}
     if asked is not None:
-        return {
-            **row,
-            "status": "cancelled",
-            "error": "cancelled" if asked == "cancel" else f"cancelled: {_DRIVER_GONE}",
-        }
+        return {**row, "status": "cancelled", "error": _asked_end(asked, said.get("error"))}
     return {**row, "status": "failed", "error": _unasked_end(kind, exit_code)}
+
+
+def _asked_end(asked: str, error: object) -> str:
+    text = "cancelled" if asked == "cancel" else f"cancelled: {_DRIVER_GONE}"
+    return text if error is None else f"{text}; it ended with {error}"
 
 
 def _unasked_end(kind: object, exit_code: int) -> str:

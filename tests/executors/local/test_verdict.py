@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aiodiloco.executors.local.verdict import judge
+
+_RETURNED = {"kind": "returned", "result": 5}
+_RAISED = {"kind": "raised", "error": "ValueError: x", "traceback": "…"}
+_CANCELLED = {"kind": "cancelled"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exit_code", "asked", "status", "error"),
+    [
+        (_RETURNED, 0, None, "succeeded", None),
+        (_RETURNED, 0, "cancel", "succeeded", None),
+        (_RETURNED, 0, "timeout", "succeeded", None),
+        (_RETURNED, -9, "cancel", "cancelled", "cancelled"),
+        (_RETURNED, 120, None, "failed", "returned, and then ended with exit code 120"),
+        (_RETURNED, -11, None, "failed", "returned, and then ended with exit code -11"),
+        (_RAISED, 1, None, "failed", "ValueError: x"),
+        (_RAISED, 1, "cancel", "failed", "ValueError: x"),
+        (_CANCELLED, -15, "cancel", "cancelled", "cancelled"),
+        (_CANCELLED, -15, "driver", "cancelled", "cancelled: its driver ended"),
+        (_CANCELLED, -15, "timeout", "failed", "ran longer than its own timeout of 7 s"),
+        (_CANCELLED, -15, None, "failed", "killed by SIGTERM, which nobody asked for"),
+        ({**_CANCELLED, "error": "OSError: y"}, -15, "cancel", "cancelled", "cancelled; it ended with OSError: y"),
+        (None, -9, "cancel", "cancelled", "cancelled"),
+        (None, -9, "timeout", "failed", "ran longer than its own timeout of 7 s"),
+        (None, -9, "driver", "cancelled", "cancelled: its driver ended"),
+        (None, -9, None, "failed", "killed by SIGKILL, which nobody asked for"),
+        (None, -64, None, "failed", "killed by "),
+        (None, 0, None, "failed", "ended with exit code 0 without returning"),
+        ({}, 3, None, "failed", "ended with exit code 3 without returning"),
+    ],
+)
+def test_the_end_of_a_replica_is_judged_by_its_words_its_exit_code_and_what_was_asked(
+    outcome: dict[str, Any] | None, exit_code: int, asked: str | None, status: str, error: str | None
+) -> None:
+    row = judge(outcome, exit_code, asked=asked, timeout_s=7)
+    assert (row["status"], row["exit_code"]) == (status, exit_code)
+    assert row["error"] == error if error is None else row["error"].startswith(error)
+    assert row["result"] == (5 if status == "succeeded" else None)
