@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import secrets
@@ -70,11 +71,7 @@ async def plan_launch(
         timeout_s=check_timeout(timeout) or backend.default_timeout_s,
     )
     backend.check(first)
-    return [_for_rank(first, rank) for rank in range(n_replicas)]
-
-
-def _for_rank(request: SpawnRequest, rank: int) -> SpawnRequest:
-    return SpawnRequest(**{**vars(request), "rank": rank})
+    return [dataclasses.replace(first, rank=rank) for rank in range(n_replicas)]
 
 
 async def _checked_name(entrypoint: Entrypoint | None, args: Mapping[str, JSON]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -52,7 +53,7 @@ class Child:
         """Signal the replica's process group, or the replica alone if it has not made its group yet."""
         try:
             os.killpg(self.pid, number)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # no group yet (macOS says EPERM when only the zombie is left)
             os.kill(self.pid, number)
 
 
@@ -85,7 +86,8 @@ def kill_everyone(known: Sequence[int], *, within_s: float) -> Iterator[tuple[in
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and (alive := left | set(children())):
         for pid in alive:
-            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the id is still theirs
+            with contextlib.suppress(PermissionError):  # a setuid program
+                os.kill(pid, signal.SIGKILL)  # not reaped yet, so the id is still theirs
         for pid, exit_code in reap_ended():
             left.discard(pid)
             yield pid, exit_code

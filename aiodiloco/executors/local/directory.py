@@ -2,7 +2,7 @@
 
     launch-<launch_id>            which launch this run id belongs to
     <rank>-<incarnation>/
-        spawned.json              pid and the socket of its supervisor
+        spawned.json              the socket of its supervisor
         output.log                stdout and stderr, as they were written
         outcome.json              what the replica says of its end
         exit.json                 how it ended: a ReplicaResult; written once, last, by the supervisor

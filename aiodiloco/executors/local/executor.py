@@ -27,7 +27,9 @@ class LocalProcessExecutor(Executor):
     They end with the process that launched them, however that ends. Each has a process group of its own, its share of
     the cores (unless OMP_NUM_THREADS is set), and writes its output, result and exit code to files, so any process
     that has the handle can poll, stream and collect, also after the driver died. `launch_replicas(timeout=None)`
-    bounds a replica to 24 hours. Linux; on macOS replicas outlive a supervisor that was killed by hand.
+    bounds a replica to 24 hours. A cancelled replica gets SIGTERM: an async entrypoint is cancelled, a sync one gets a
+    KeyboardInterrupt, and `finally` blocks have `grace` seconds. Linux; on macOS replicas outlive a supervisor that
+    was killed by hand.
 
     Args:
         root: Where replicas leave logs and results; runs that ended more than seven days ago are removed. By default

@@ -32,8 +32,12 @@ _MAX_RESULT_BYTES = 4 << 20
 _AGAIN_S = 0.02
 
 
-class ReplicaCancelled(BaseException):
-    """Raised in a sync entrypoint when its replica is cancelled; passes `except Exception`, so `finally` blocks run."""
+class ReplicaCancelled(KeyboardInterrupt):
+    """Raised in a sync entrypoint when its replica is cancelled.
+
+    It passes `except Exception`, so `finally` blocks run; and event loops and libraries know how to end in good order
+    on a KeyboardInterrupt, where they would swallow another BaseException.
+    """
 
 
 class _Cancellation:

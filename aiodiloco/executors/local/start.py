@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ class SupervisorHolder:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket = ""
         self._lifeline = -1  # a bare descriptor: losing the executor object must not end its replicas
+        self._minds_forks = False
 
     def socket(self) -> str:
         """Return the socket of the living supervisor, after starting one if there is none."""
@@ -50,6 +52,11 @@ class SupervisorHolder:
         if process is not None and not self._detach:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(within_s)
+
+    def _forget(self) -> None:
+        """In a forked child of the driver: it must not keep the lifeline open when the driver dies."""
+        self._lock = threading.Lock()
+        self._release()
 
     def _release(self) -> None:
         if self._lifeline >= 0:
@@ -70,7 +77,9 @@ class SupervisorHolder:
                 stderr=errors,
                 start_new_session=True,
             )
-        _close_in_forks(self._lifeline)
+        if not self._minds_forks:
+            self._minds_forks = True
+            os.register_at_fork(after_in_child=self._forget)
         _wait_until_ready(self._process, directory / "stderr")
         threading.Thread(target=self._process.wait, daemon=True, name="aiodiloco-reaper").start()
 
@@ -82,16 +91,6 @@ def _private_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="aiodiloco-", dir=parent))
 
 
-def _close_in_forks(lifeline: int) -> None:
-    """A forked child of the driver must not keep the lifeline open when the driver dies."""
-
-    def close() -> None:
-        with contextlib.suppress(OSError):
-            os.close(lifeline)
-
-    os.register_at_fork(after_in_child=close)
-
-
 def _wait_until_ready(process: subprocess.Popen[bytes], errors: Path) -> None:
     assert process.stdout is not None
     with process.stdout as outlet:
@@ -101,6 +100,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], errors: Path) -> None:
     process.kill()
     process.wait()
     said = errors.read_text(encoding="utf-8", errors="replace")[-2000:]
+    shutil.rmtree(errors.parent, ignore_errors=True)
     raise ExecutorError(
         f"the supervisor of local replicas did not start within {_READY_BOUND_S:g} s: {said or 'no output'}"
     )

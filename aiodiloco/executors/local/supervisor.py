@@ -113,7 +113,7 @@ class Supervisor:
     def _accept(self, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
-        except (BlockingIOError, ConnectionError):
+        except OSError:  # it is gone again, or there are no descriptors left just now
             return
         connection.setblocking(False)
         self._closers.append(connection.close)
@@ -133,7 +133,10 @@ class Supervisor:
         elif data.endswith(b"\n"):
             line = bytes(received)
             received.clear()
-            return self._serve(connection, json.loads(line))
+            try:
+                return self._serve(connection, json.loads(line))
+            except (ValueError, KeyError, TypeError) as exc:  # not from this library, or not from this version of it
+                self._reply(connection, {"error": f"{type(exc).__name__}: {exc}"})
         return None
 
     def _hang_up(self, connection: socket.socket) -> None:
@@ -166,6 +169,7 @@ class Supervisor:
             run = claim_run(Path(request["root"]), request["run_id"], request["launch_id"])
             directory = run / f"{request['rank']}-{request['incarnation']}"
             directory.mkdir(mode=0o700)
+            write_json(directory / SPAWNED, {"socket": self._socket_path})
             pid = self._fork()
         except OSError as exc:
             self._reply(connection, {"error": _explain(exc, request["root"])})
@@ -180,7 +184,6 @@ class Supervisor:
             timeout_s=request["timeout_s"],
             overdue_at=time.monotonic() + request["timeout_s"],
         )
-        write_json(directory / SPAWNED, {"pid": pid, "socket": self._socket_path})
         self._reply(connection, {"pid": pid, "directory": str(directory)})
         return None
 

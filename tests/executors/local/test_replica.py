@@ -136,7 +136,27 @@ def wait_until_ready(file: Path, text: str = "started") -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("entrypoint", [clean_up, clean_up_async])
+def clean_up_in_a_loop_of_its_own(*, rank: int, file: str) -> None:
+    asyncio.run(clean_up_async(rank=rank, file=file))
+
+
+def clean_up_under_load(*, rank: int, file: str) -> None:
+    """The signal strikes in the middle of a task's step."""
+
+    async def spin() -> None:
+        while True:
+            sum(range(10_000))
+            await asyncio.sleep(0)
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(spin())
+            group.create_task(clean_up_async(rank=rank, file=file))
+
+    asyncio.run(both())
+
+
+@pytest.mark.parametrize("entrypoint", [clean_up, clean_up_async, clean_up_in_a_loop_of_its_own, clean_up_under_load])
 async def test_a_cancelled_replica_runs_its_finally_blocks(
     executor: LocalProcessExecutor, tmp_path: Path, entrypoint: Callable[..., object]
 ) -> None:
