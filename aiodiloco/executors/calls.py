@@ -96,6 +96,18 @@ class Calls:
         task.add_done_callback(ended)
         return Job(task)
 
+    async def finish(self, call: Coroutine[Any, Any, T]) -> T:
+        """Return what `call` returns, however often the asker is cancelled: for cleanup, which bounds itself.
+
+        A cancelled anyio scope waits for its end. `asyncio.Task.cancel()` stops this wait, and the call goes on.
+        """
+        bell = Bell()
+        job = self.start(call, on_end=bell.ring)
+        with anyio.CancelScope(shield=True):
+            while not job.has_ended:
+                await bell.wait_until(float("inf"))
+        return job.value()
+
 
 def _running_loop(call: Coroutine[Any, Any, object]) -> asyncio.AbstractEventLoop:
     try:

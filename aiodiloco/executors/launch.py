@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["check_timeout", "launch", "plan_launch"]
 
 _SPAWNS_IN_FLIGHT = 16
-_DEAF_S = 0.1  # how much longer a spawn may take to heed the end of its time
+_LATE_FACTOR = 10  # a spawn that takes so many times its bound will not yield an id any more
 _UNDO_BOUND_S = 10.0
 
 
@@ -98,22 +98,28 @@ async def launch(calls: Calls, requests: Sequence[SpawnRequest]) -> list[Replica
     try:
         await spawns.run()
     except BaseException:
-        await spawns.settle()
-        await spawns.end("the launch was cancelled")
+        await calls.finish(spawns.undo("the launch was cancelled"))
         raise
-    if (failed := spawns.first_failure()) is None:
+    if spawns.failed is None:
         return spawns.handles()
-    await spawns.settle()
-    rank, failure = spawns.first_failure() or failed  # the lowest rank of all that failed
-    message = f"rank {rank} could not be started: {failure}"
-    rows = await spawns.end(message)
-    raise LaunchError(f"{message}; the replicas that had started were cancelled", rows) from failure
+    rows = await calls.finish(spawns.undo("a sibling could not be started"))
+    rank, failure = spawns.failed
+    message = f"rank {rank} could not be started: {failure}; the replicas that had started were cancelled"
+    raise LaunchError(message, rows) from failure
 
 
 class _Spawns:
-    """The spawns of one launch: a bounded number in flight, none ever forgotten."""
+    """The spawns of one launch: a bounded number in flight, none ever forgotten.
+
+    A spawn is never cancelled, for then nobody would learn the id of a replica that starts all the same. One that
+    takes too long fails the launch, and ends its replica itself should it start after all.
+
+    Attributes:
+        failed: The lowest rank that could not be started, and why; None while there is none.
+    """
 
     def __init__(self, calls: Calls, requests: Sequence[SpawnRequest]) -> None:
+        self.failed: tuple[int, Exception] | None = None
         self._calls = calls
         self._requests = list(requests)
         self._jobs: list[Job[ReplicaHandle]] = []
@@ -122,34 +128,24 @@ class _Spawns:
         self._wanted = True
 
     async def run(self) -> None:
-        """Return when all have started, or the first has failed."""
-        while self.first_failure() is None and (len(self._jobs) < len(self._requests) or self._in_flight()):
+        """Return when all have started, or one has failed."""
+        while self.failed is None and (len(self._jobs) < len(self._requests) or self._in_flight()):
             self._start_some()
-            await self._bell.wait_until(min(self._latest_in_flight(), default=float("inf")))
-
-    def first_failure(self) -> tuple[int, Exception] | None:
-        """Return the lowest rank that could not be started, and why; None while there is none."""
-        for request, job, latest in zip(self._requests, self._jobs, self._latest, strict=False):
-            if job.has_ended and (failure := job.error()) is not None:
-                return request.rank, failure
-            if not job.has_ended and time.monotonic() >= latest:  # deaf to its own bound
-                return request.rank, self._no_answer()
-        return None
+            await self._bell.wait_until(min(self._in_flight(), default=float("inf")))
+            self._note_failure()
 
     def handles(self) -> list[ReplicaHandle]:
         """Return the handles of those that started, in order."""
         return [job.value() for job in self._jobs if job.has_ended and job.error() is None]
 
-    async def settle(self) -> None:
-        """Wait for the spawns under way to yield their ids; bounded, and not interrupted by anyio scopes."""
+    async def undo(self, reason: str) -> list[ReplicaResult]:
+        """Let the spawns under way yield their ids, cancel all that started, and return their rows. Bounded."""
         deadline = time.monotonic() + _UNDO_BOUND_S
-        with anyio.CancelScope(shield=True):
-            while self._in_flight() and await self._bell.wait_until(deadline):
-                pass
-        self._wanted = False  # a spawn that yields its id from now on cancels its replica by itself
-
-    async def end(self, reason: str) -> list[ReplicaResult]:
-        """Cancel all that started and return their rows; bounded, and not interrupted by anyio scopes."""
+        while in_time := [latest for latest in self._in_flight() if latest > time.monotonic()]:
+            if not await self._bell.wait_until(min(deadline, *in_time)) and time.monotonic() >= deadline:
+                break
+        self._wanted = False
+        self._note_failure()
         late = [
             ReplicaResult(request.rank, ReplicaStatus.pending, error=f"its spawn has not answered; {reason}")
             for request, job in zip(self._requests, self._jobs, strict=False)
@@ -159,28 +155,30 @@ class _Spawns:
         rows = await end_replicas(self._calls, self.handles(), reason=reason, within_s=within_s)
         return sorted(rows + late, key=lambda row: row.rank)
 
-    def _in_flight(self) -> int:
-        return sum(not job.has_ended for job in self._jobs)
-
-    def _latest_in_flight(self) -> list[float]:
+    def _in_flight(self) -> list[float]:
+        """Until when each spawn under way has time (`time.monotonic()`)."""
         return [latest for job, latest in zip(self._jobs, self._latest, strict=True) if not job.has_ended]
 
-    def _no_answer(self) -> TimeoutError:
-        return TimeoutError(f"no answer within {self._calls.backend.spawn_bound_s:g} s")
+    def _note_failure(self) -> None:
+        failures = []
+        for request, job, latest in zip(self._requests, self._jobs, self._latest, strict=False):
+            if job.has_ended and (failure := job.error()) is not None:
+                failures.append((request.rank, failure))
+            if not job.has_ended and time.monotonic() >= latest:
+                bound = self._calls.backend.spawn_bound_s
+                failures.append((request.rank, TimeoutError(f"no answer within {bound:g} s")))
+        self.failed = min([*failures, *filter(None, [self.failed])], key=lambda failed: failed[0], default=None)
 
     def _start_some(self) -> None:
-        while len(self._jobs) < len(self._requests) and self._in_flight() < _SPAWNS_IN_FLIGHT:
+        while len(self._jobs) < len(self._requests) and len(self._in_flight()) < _SPAWNS_IN_FLIGHT:
             spawn = self._spawn(self._requests[len(self._jobs)])
             self._jobs.append(self._calls.start(spawn, on_end=self._bell.ring))
-            self._latest.append(time.monotonic() + self._calls.backend.spawn_bound_s + _DEAF_S)
+            self._latest.append(time.monotonic() + self._calls.backend.spawn_bound_s)
 
     async def _spawn(self, request: SpawnRequest) -> ReplicaHandle:
         backend = self._calls.backend
-        try:
-            with anyio.fail_after(backend.spawn_bound_s):
-                handle = await backend.spawn(request)
-        except TimeoutError as exc:
-            raise self._no_answer() from exc
+        with anyio.fail_after(_LATE_FACTOR * backend.spawn_bound_s):
+            handle = await backend.spawn(request)
         if not self._wanted:
             with anyio.fail_after(backend.cancel_bound_s):
                 await backend.cancel(handle)

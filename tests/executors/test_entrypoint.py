@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiodiloco.errors import EntrypointError
@@ -138,6 +138,7 @@ def test_json_is_json(value: object) -> None:
 
 
 @pytest.mark.parametrize("bad", [b"x", {1}, object(), 1j, float("inf"), {1: 2}, {None: 1}])
+@settings(max_examples=20)
 @given(value=_JSON)
 def test_what_is_not_json_is_found_wherever_it_is(bad: object, value: object) -> None:
     problem = find_non_json({"a": [value, {"b": bad}]}, "value")

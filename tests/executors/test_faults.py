@@ -83,12 +83,45 @@ async def test_a_spawn_that_hangs_fails_the_launch_within_its_bound() -> None:
     assert {replica.status for replica in backend.replicas.values()} == {"cancelled"}
 
 
-async def test_a_spawn_that_is_deaf_to_its_bound_does_not_hold_the_launch_and_is_cancelled_when_it_starts() -> None:
+async def test_a_spawn_that_answers_after_its_bound_ends_its_replica_itself() -> None:
     backend = ScriptedBackend(spawn_bound_s=0.2)
-    backend.before_spawn = _for_rank(1, hang_deaf)
-    with pytest.raises(LaunchError, match="rank 1"):
+
+    async def late(rank: int) -> None:
+        await anyio.sleep(0.5)
+
+    backend.after_spawn = _for_rank(1, late)
+    start = time.monotonic()
+    with pytest.raises(LaunchError, match=r"rank 1 .*: no answer within 0.2 s") as caught:
         await _launch(backend)
-    assert {replica.status for replica in backend.replicas.values()} == {"cancelled"}
+    assert time.monotonic() - start < 0.45
+    assert [row.status for row in caught.value.results] == ["cancelled", "pending", "cancelled"]
+    assert backend.replicas[1].status == "running"
+    with anyio.fail_after(_BOUND_S):
+        await backend.replicas[1].ended.wait()
+    assert backend.replicas[1].status == "cancelled"
+
+
+@pytest.mark.parametrize("how", ["task", "scope"])
+async def test_cancelling_a_launch_that_is_failing_forgets_no_replica_either(how: Literal["task", "scope"]) -> None:
+    backend = ScriptedBackend()
+
+    async def slow(rank: int) -> None:
+        await anyio.sleep(0.01)
+
+    backend.before_spawn = _for_rank(1, _fail)
+    backend.after_spawn = backend.before_cancel = slow
+
+    async def launch() -> None:
+        with pytest.raises(LaunchError):
+            await Executor(backend).launch_replicas(3, entrypoints.sleep)
+
+    async def check(_: None) -> None:
+        with anyio.fail_after(_BOUND_S):
+            for replica in backend.replicas.values():
+                await replica.ended.wait()
+        backend.replicas.clear()
+
+    assert await cancel_at_every_step(launch, check, how=how) >= 7
 
 
 @pytest.mark.parametrize("how", ["task", "scope"])
