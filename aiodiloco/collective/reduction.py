@@ -37,21 +37,27 @@ class Accumulator:
 
     def __init__(self, codec: str, numel: int) -> None:
         self._codec = get_codec(codec)
-        self._sum = torch.zeros(numel, dtype=self._codec.dtype)
-        self._decoded = torch.empty_like(self._sum)
+        self._numel = numel
+        self._sum: Tensor | None = None  # made by the first `add`: fresh memory is too slow for the event loop
         self.weight = 0.0
 
     def add(self, body: Tensor, weight: float) -> None:
         """Add the contribution encoded in `body`, (nbytes,) uint8, with a weight > 0. Order matters to the last bit."""
-        self._codec.decode(body, self._decoded)
-        for total, decoded in pieces(self._sum, self._decoded):
-            if weight != 1.0:
-                decoded.mul_(weight)
-            total.add_(decoded)
+        values = torch.empty(self._numel, dtype=self._codec.dtype)
+        self._codec.decode(body, values)
+        if weight != 1.0:
+            for (piece,) in pieces(values):
+                piece.mul_(weight)
         self.weight += weight
+        if self._sum is None:
+            self._sum = values
+            return
+        for total, piece in pieces(self._sum, values):
+            total.add_(piece)
 
     def mean(self) -> Tensor:
         """Return the weighted mean, (numel,). Ends the accumulation: the sum is divided in place."""
+        assert self._sum is not None
         for (total,) in pieces(self._sum):
             total.div_(self.weight)
         return self._sum
