@@ -53,12 +53,14 @@ async def collect(
     group = Group(calls, handles)
     latest, why = deadline
     try:
+        until = latest
         while group.unfinished():
             decision = policy.decide(group.rows)
             group.cancel(decision.cancel, decision.reason)
-            if not await group.wait_for_change(min(latest, group.give_up_at())):
+            until = min(latest, group.give_up_at())
+            if not await group.wait_for_change(until):
                 break
-        if time.monotonic() < latest:
+        if until < latest:
             why = "it has not ended though its cancellation was accepted"
         elif on_timeout == "cancel":
             await end_at_deadline(group, why)

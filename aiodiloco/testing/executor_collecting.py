@@ -178,6 +178,14 @@ class CollectTests:
         ]
         assert leftovers() == []
 
+    async def test_the_deadline_of_as_completed_counts_from_the_call(self, executor: ServerlessExecutor) -> None:
+        handles = await executor.launch_replicas(1, entrypoints.sleep)
+        start = time.monotonic()
+        completed = executor.as_completed(handles, timeout=0.6)
+        await anyio.sleep(0.4)
+        assert [row.status async for row in completed] == ["cancelled"]
+        assert 0.6 <= time.monotonic() - start < 1.0
+
     async def test_as_completed_loses_no_row_when_its_wait_is_cancelled(self, executor: ServerlessExecutor) -> None:
         handles = await executor.launch_replicas(2, _SLEEP)
         completed = executor.as_completed(handles, timeout=_BOUND_S)

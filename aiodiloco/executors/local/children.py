@@ -59,18 +59,24 @@ class Child:
 
 def reap_ended() -> Iterator[tuple[int, int]]:
     """Yield (pid, exit code) of every child that has ended, after killing what is left of its process group."""
-    while (pid := _next_ended()) != 0:
-        _kill_group(pid)  # before it is reaped: until then no other process can have this id
-        _, status = os.waitpid(pid, 0)
-        yield pid, os.waitstatus_to_exitcode(status)
+    with contextlib.suppress(ChildProcessError):  # there are none
+        while (ended := _reap_one()) is not None:
+            yield ended
 
 
-def _next_ended() -> int:
-    try:
-        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return 0
-    return 0 if ended is None else ended.si_pid
+def _reap_one() -> tuple[int, int] | None:
+    if hasattr(os, "waitid"):
+        peeked = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if peeked is None:
+            return None
+        _kill_group(peeked.si_pid)  # before it is reaped: until then no other process can have this id
+        pid, status = os.waitpid(peeked.si_pid, 0)
+    else:  # macOS before Python 3.13
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return None
+        _kill_group(pid)
+    return pid, os.waitstatus_to_exitcode(status)
 
 
 def _kill_group(pid: int) -> None:

@@ -36,6 +36,20 @@ async def launch_and_wait(root: str, directory: str, detach: str) -> None:
     await executor.collect(handles)
 
 
+async def launch_and_fork(root: str, directory: str) -> None:
+    executor = LocalProcessExecutor(root=root)
+    handles = await executor.launch_replicas(1, sleep_with_child, {"directory": directory})
+    _fork()
+    print("launched", flush=True)
+    await executor.collect(handles)
+
+
+def _fork() -> None:
+    """Leave a child that lives on, as multiprocessing does."""
+    if os.fork() == 0:
+        time.sleep(600)
+
+
 async def launch_forever(root: str) -> None:
     executor = LocalProcessExecutor(root=root)
     while True:

@@ -111,6 +111,20 @@ async def test_nobody_survives_the_driver(tmp_path: Path, drivers: list[Driver],
         assert all(row.error and "its driver ended" in row.error for row in rows)
 
 
+def test_a_forked_child_of_the_driver_does_not_keep_its_replicas(tmp_path: Path, drivers: list[Driver]) -> None:
+    driver = _start(drivers, tmp_path, "launch_and_fork", str(tmp_path / "runs"), str(tmp_path))
+    driver.wait_for_output("launched")
+    driver.wait_for_replicas(1)
+    [forked] = psutil.Process(driver.process.pid).children()[1:]
+    driver.process.kill()
+    driver.process.wait(_BOUND_S)
+    deadline = time.monotonic() + 3.0
+    while living := [process for process in driver.living() if process.pid != forked.pid]:
+        assert time.monotonic() < deadline, living
+        time.sleep(0.01)
+    assert forked.is_running()
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.1])
 def test_nobody_survives_a_driver_killed_while_it_launches(tmp_path: Path, drivers: list[Driver], delay: float) -> None:
     driver = _start(drivers, tmp_path, "launch_forever", str(tmp_path / "runs"))

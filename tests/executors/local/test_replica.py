@@ -98,8 +98,10 @@ def torch_threads(*, rank: int) -> list[object]:
 async def test_torch_in_replicas_heeds_their_share_whether_imported_before_or_after_the_fork(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preload: list[str]
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     async with LocalProcessExecutor(root=tmp_path, preload=preload) as executor:
+        await _run(executor, torch_threads)  # now the supervisor has imported torch, or not
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         [row] = await _run(executor, torch_threads)
     assert row.result == [bool(preload), 1, 300.0**3]
 
