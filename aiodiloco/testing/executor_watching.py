@@ -30,7 +30,7 @@ class WatchTests:
 
     async def test_poll_follows_a_replica_through_its_life(self, executor: ServerlessExecutor) -> None:
         handles = await executor.launch_replicas(
-            2, entrypoints.fail_or_sleep, {"failing": 1, "after": 0.5, "seconds": 1}
+            2, entrypoints.fail_or_sleep, {"failing": 1, "after": 0.2, "seconds": 0.4}
         )
         assert await executor.poll(handles[0]) in ("pending", "running")
         await executor.collect(handles, timeout=_BOUND_S, policy=WaitAll())
@@ -95,7 +95,7 @@ class WatchTests:
     async def test_following_logs_yields_lines_as_they_come_and_ends_with_the_replica(
         self, executor: ServerlessExecutor
     ) -> None:
-        args = {"n_lines": 4, "seconds": 0.4}
+        args = {"n_lines": 4, "seconds": 0.25}
         [handle] = await executor.launch_replicas(1, entrypoints.print_then_sleep, args)
         with anyio.fail_after(_BOUND_S):
             lines = executor.stream_logs(handle, follow=True)

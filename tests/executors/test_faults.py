@@ -153,11 +153,11 @@ async def test_a_backend_that_hangs_does_not_hold_the_deadline_and_the_rows_do_n
     executor, handles = await _launch(backend)
     setattr(backend, hook, _for_rank(1, fault))
     start = time.monotonic()
-    rows = await executor.collect(handles, timeout=0.5)
-    assert 0.5 <= time.monotonic() - start < 1.0
+    rows = await executor.collect(handles, timeout=0.3)
+    assert 0.3 <= time.monotonic() - start < 0.8
     assert [row.status for row in rows] == ["cancelled", "running", "cancelled"]
     assert rows[1].error == (
-        "still running: the timeout of 0.5 s passed; its cancellation was asked for but not confirmed (call id call-1)"
+        "still running: the timeout of 0.3 s passed; its cancellation was asked for but not confirmed (call id call-1)"
     )
 
 
@@ -217,7 +217,7 @@ async def test_a_cancelled_collect_is_held_no_longer_than_its_bound(
     monkeypatch: pytest.MonkeyPatch, fault: Callable[[int], Awaitable[None]]
 ) -> None:
     assert collect._CANCELLED_BOUND_S <= 5
-    monkeypatch.setattr(collect, "_CANCELLED_BOUND_S", 0.5)
+    monkeypatch.setattr(collect, "_CANCELLED_BOUND_S", 0.3)
     backend = ScriptedBackend(cancel_bound_s=60.0)
     executor, handles = await _launch(backend)
     backend.before_cancel = _for_rank(1, fault)
@@ -225,7 +225,7 @@ async def test_a_cancelled_collect_is_held_no_longer_than_its_bound(
     with anyio.move_on_after(0.1) as scope:
         await executor.collect(handles)
     assert scope.cancelled_caught
-    assert time.monotonic() - start < 1.1
+    assert time.monotonic() - start < 0.8
     assert [backend.replicas[rank].status for rank in (0, 2)] == ["cancelled", "cancelled"]
 
 
