@@ -27,6 +27,8 @@ __all__ = ["LocalBackend"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _FOLLOW_S = 0.1
+# Every torch optimizer imports torch._dynamo when it is made, which takes as long as torch itself: once is enough.
+_TORCH = ["torch", "torch._dynamo"]
 
 
 class LocalBackend:
@@ -154,7 +156,7 @@ class LocalBackend:
     def _modules_to_preload(self) -> list[str]:
         if self._preload is not None:
             return list(self._preload)
-        return ["torch"] if "torch" in sys.modules else []
+        return _TORCH if "torch" in sys.modules else []
 
     async def _read_exit(self, handle: ReplicaHandle) -> ReplicaResult | None:
         directory = Path(_text(handle, "directory"))

@@ -41,6 +41,7 @@ class SupervisorHolder:
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._release()
+                _remove_directory(self._socket)
                 self._start()
             return self._socket
 
@@ -48,14 +49,17 @@ class SupervisorHolder:
         """Let go of the lifeline, and, unless detached, wait until the supervisor has killed its replicas and ended."""
         with self._lock:
             process, self._process = self._process, None
+            socket, self._socket = self._socket, ""
             self._release()
         if process is not None and not self._detach:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(within_s)
+                _remove_directory(socket)
 
     def _forget(self) -> None:
         """In a forked child of the driver: it must not keep the lifeline open when the driver dies."""
         self._lock = threading.Lock()
+        self._socket = ""  # the supervisor is the driver's; this process starts its own
         self._release()
 
     def _release(self) -> None:
@@ -89,6 +93,12 @@ def _private_directory() -> Path:
     if len(parent) > _LONGEST_DIRECTORY:
         parent = "/tmp"  # noqa: S108 - mkdtemp makes it private
     return Path(tempfile.mkdtemp(prefix="aiodiloco-", dir=parent))
+
+
+def _remove_directory(socket: str) -> None:
+    """Remove the directory of a supervisor that has ended; it does so itself unless it was killed."""
+    if socket:
+        shutil.rmtree(Path(socket).parent, ignore_errors=True)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], errors: Path) -> None:

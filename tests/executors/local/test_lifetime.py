@@ -205,6 +205,7 @@ async def test_a_killed_supervisor_takes_its_replicas_with_it_and_rows_say_so(tm
         assert not any(replica.is_running() and replica.status() != "zombie" for replica in replicas)
         again = await executor.collect(await executor.launch_replicas(1, entrypoints.add), timeout=20)
         assert [row.status for row in again] == ["succeeded"], "the next launch starts a new supervisor"
+    assert not Path(str(handles[0].metadata["socket"])).parent.exists()
 
 
 async def test_closing_ends_the_replicas_and_the_supervisor_and_can_be_repeated(tmp_path: Path) -> None:
@@ -217,6 +218,17 @@ async def test_closing_ends_the_replicas_and_the_supervisor_and_can_be_repeated(
     await executor.close()
     assert not supervisor.is_running()
     assert [await executor.poll(handle) for handle in handles] == ["cancelled", "cancelled"]
+
+
+async def test_a_detached_replica_lives_on_when_its_executor_is_closed_and_used_again(tmp_path: Path) -> None:
+    executor = LocalProcessExecutor(root=tmp_path, detach=True)
+    [first] = await executor.launch_replicas(1, entrypoints.sleep)
+    await executor.close()
+    [second] = await executor.launch_replicas(1, entrypoints.add)
+    assert [row.status for row in await executor.collect([second], timeout=20)] == ["succeeded"]
+    assert await executor.poll(first) == "running"
+    await executor.cancel(first)
+    await executor.close()
 
 
 async def test_losing_the_executor_object_does_not_end_its_replicas(tmp_path: Path) -> None:
