@@ -64,8 +64,9 @@ def demo(
 
 def _run(settings: DemoSettings, store: str | None, out: Path, console: Console) -> DemoReport:
     with needs_extra("demo"):
-        from aiodiloco.demo.app import run_demo
+        from aiodiloco.demo.app import check_demo, run_demo
         from aiodiloco.demo.plot import draw
+    check_demo(settings, store)
     _make_directory(out)
     console.print(_describe_plan(settings), soft_wrap=True)
     with show_progress(console, settings) as progress:
@@ -85,7 +86,7 @@ def _describe_plan(settings: DemoSettings) -> str:
 
     corpus = find_corpus()
     return (
-        f"{settings.replicas} replicas train with DiLoCo, meeting every {settings.sync_every} steps, and one trains alone: "
+        f"{settings.replicas} replicas train with DiLoCo, meeting every {settings.sync_every} steps; one trains alone. "
         f"{settings.steps} steps each.\n"
         f"Text: the source of Python's standard library, {len(corpus.train)} files to train on, "
         f"{len(corpus.held_out)} held out."

@@ -13,7 +13,7 @@ import anyio
 
 from aiodiloco.codec import wire_names
 from aiodiloco.demo.model import GPT
-from aiodiloco.demo.report import Curve, DemoReport
+from aiodiloco.demo.report import DemoReport, held_out_curve
 from aiodiloco.demo.train import train_alone, train_with_diloco
 from aiodiloco.errors import StoreError
 from aiodiloco.events import Cursor, Event, follow_events, read_events
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult
     from aiodiloco.store import Store
 
-__all__ = ["Watch", "run_demo"]
+__all__ = ["Watch", "check_demo", "run_demo"]
 
 Watch: TypeAlias = Callable[[str, Event], None]
 """Takes the name of a run, `"diloco"` or `"alone"`, and something that happened in it."""
+
+# torch imports the second when an optimizer is made, which takes every replica as long as importing torch.
+_PRELOAD = ("aiodiloco.demo.train", "torch._dynamo")
 
 _log = logging.getLogger(__name__)
 
@@ -44,35 +47,35 @@ async def run_demo(
 
     Args:
         settings: What to train.
-        store: Where the replicas meet; what they leave there stays. None makes a directory and removes it.
+        store: Where the replicas meet; what they leave there stays. None is a temporary directory.
         watch: Called with every event of both runs, soon after it happened.
 
     Raises:
-        ValueError: an unknown wire format, or a `store` that other processes cannot open.
+        ValueError: see `check_demo`.
         StoreError: the store cannot be used.
         ReplicaFailedError: a replica did not succeed; the others were ended.
     """
-    if settings.wire not in wire_names():
-        raise ValueError(f"wire must be one of {', '.join(wire_names())}, not {settings.wire!r}")
+    check_demo(settings, store)
     with tempfile.TemporaryDirectory(prefix="aiodiloco-demo-", ignore_cleanup_errors=True) as scratch:
         root, run_id = store or Path(scratch, "store"), new_run_id()
         async with (
-            _open_shared(join_uri(root, "runs", run_id)) as diloco_store,
-            _open_shared(join_uri(root, "runs", f"{run_id}-alone")) as alone_store,
-            LocalProcessExecutor(root=Path(scratch, "replicas")) as executor,
+            open_store(join_uri(root, "runs", run_id)) as diloco_store,
+            open_store(join_uri(root, "runs", f"{run_id}-alone")) as alone_store,
+            LocalProcessExecutor(root=Path(scratch, "replicas"), preload=_PRELOAD) as executor,
         ):
             await probe(diloco_store)
             runs = (_Run("diloco", diloco_store, watch), _Run("alone", alone_store, watch))
             return await _train(executor, settings, run_id, *runs)
 
 
-def _open_shared(uri: str) -> Store:
-    store = open_store(uri)
-    if isinstance(store, MemoryStore):
-        raise ValueError(  # noqa: TRY004 - the argument is a URI, and its value is wrong
-            f"store {uri!r} lives in one process, and every replica is a process of its own: use a directory"
+def check_demo(settings: DemoSettings, store: str | os.PathLike[str] | None = None) -> None:
+    """Raise ValueError if no demo can be run with an unknown wire format, or with a store of another kind."""
+    if settings.wire not in wire_names():
+        raise ValueError(f"wire must be one of {', '.join(wire_names())}, not {settings.wire!r}")
+    if store is not None and isinstance(open_store(store), MemoryStore):
+        raise ValueError(
+            f"store {str(store)!r} lives in one process, and every replica is a process of its own: use a directory"
         )
-    return store
 
 
 async def _train(
@@ -133,11 +136,6 @@ class _Run:
         for event in events:
             self._take(event)
 
-    def held_out_losses(self) -> Curve:
-        """Return the evaluations that were reported, by inner step."""
-        found = (e.data for e in self.events if e.kind == "metrics" and "held_out_loss" in e.data)
-        return [(cast("int", data["step"]), float(cast("float", data["held_out_loss"]))) for data in found]
-
     def _take(self, event: Event) -> None:
         self._cursor = self._cursor.after(event)
         self.events.append(event)
@@ -153,8 +151,8 @@ def _make_report(
     return DemoReport(
         settings=settings,
         num_parameters=sum(parameter.numel() for parameter in GPT().parameters()),
-        diloco=[*diloco.held_out_losses(), (settings.steps, losses[0])],
-        alone=[*alone.held_out_losses(), (settings.steps, single["held_out_loss"])],
+        diloco=held_out_curve(diloco.events, last=(settings.steps, losses[0])),
+        alone=held_out_curve(alone.events, last=(settings.steps, single["held_out_loss"])),
         tokens_per_replica=single["tokens"],
         rounds=replicas[0]["rounds"],
         bytes_sent=sum(replica["bytes_sent"] for replica in replicas) // len(replicas),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReplicaData"]
 
-_HELD_OUT_WINDOWS = 96
+_HELD_OUT_WINDOWS = 192
 
 
 class ReplicaData:

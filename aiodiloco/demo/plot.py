@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-
+from aiodiloco.demo.figures import BLUE, GREY, ORANGE, draw_losses, picture
 from aiodiloco.demo.units import format_bytes
 
 if TYPE_CHECKING:
@@ -20,56 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-_BLUE, _ORANGE = "#0072B2", "#D55E00"  # told apart also by the colour-blind (Okabe and Ito)
-_INK, _FAINT, _GREY, _LIGHT = "#262626", "#666666", "#A6A6A6", "#E6E6E6"
-
-_STYLE: dict[Any, Any] = {  # matplotlib types the names as a literal of hundreds
-    "font.size": 10.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-}
-
 
 def draw(report: DemoReport, path: str | os.PathLike[str]) -> None:
     """Write the picture of `report` as a PNG to `path`."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(10, 4.4), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.08))
-        FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        _draw_losses(left, report)
+    with picture(path, inches=(10, 4.4), footnote=_footnote(report)) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(8, 5))
+        together = f"DiLoCo, {report.settings.replicas} replicas"
+        draw_losses(left, [("one replica alone", report.alone, ORANGE), (together, report.diloco, BLUE)])
         _draw_bytes(right, report)
-        figure.supxlabel(_footnote(report), fontsize=8.5, color=_FAINT)
-        figure.savefig(path, dpi=160)
-
-
-def _draw_losses(axes: Axes, report: DemoReport) -> None:
-    together = f"DiLoCo, {report.settings.replicas} replicas"
-    for name, curve, color in (("one replica alone", report.alone, _ORANGE), (together, report.diloco, _BLUE)):
-        steps, losses = zip(*curve, strict=True)
-        label = f"{name}: {losses[-1]:.3f}"
-        axes.plot(steps, losses, color=color, marker="o", markersize=4, linewidth=2, clip_on=False, label=label)
-    axes.legend(frameon=False, labelcolor="linecolor", prop={"weight": "bold", "size": 10.5})
-    axes.set_title("Loss on held-out text, nats per byte")
-    axes.set_xlabel("inner steps of each replica")
-    axes.set_xlim(0, report.settings.steps)
-    axes.grid(axis="y", color=_LIGHT, linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _draw_bytes(axes: Axes, report: DemoReport) -> None:
     bars = {"DiLoCo": report.bytes_exchanged, "data parallel*": report.data_parallel_bytes}
-    drawn = axes.barh(list(bars), list(bars.values()), color=[_BLUE, _GREY], height=0.5)
+    drawn = axes.barh(list(bars), list(bars.values()), color=[BLUE, GREY], height=0.5)
     labels = [format_bytes(value) for value in bars.values()]
     if report.times_less > 1:
         labels[0] += f": {report.times_less:.0f} times less"
@@ -82,8 +41,7 @@ def _draw_bytes(axes: Axes, report: DemoReport) -> None:
 
 
 def _footnote(report: DemoReport) -> str:
-    settings = report.settings
-    millions = report.num_parameters / 1e6
+    settings, millions = report.settings, report.num_parameters / 1e6
     return (
         f"{millions:.2f}M-parameter byte-level transformer, trained on the source of Python's standard library; "
         f"DiLoCo sends {settings.wire} every {settings.sync_every} steps.\n"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from aiodiloco import Event
     from aiodiloco.demo.settings import DemoSettings
     from aiodiloco.records import JSON
 
-__all__ = ["Curve", "DemoReport", "data_parallel_bytes"]
+__all__ = ["Curve", "DemoReport", "data_parallel_bytes", "held_out_curve"]
 
 Curve = list[tuple[int, float]]
 """(inner step, held-out loss) in order."""
@@ -96,3 +99,9 @@ def data_parallel_bytes(num_parameters: int, *, steps: int, replicas: int) -> in
     and into it: `2 directions · 2 (N - 1) / N · 4 bytes · parameters · steps`.
     """
     return 2 * 2 * (replicas - 1) * 4 * num_parameters * steps // replicas
+
+
+def held_out_curve(events: Iterable[Event], *, last: tuple[int, float]) -> Curve:
+    """Return the evaluations reported in the event log of a run, and after them the `last`."""
+    found = [event.data for event in events if "held_out_loss" in event.data]
+    return [*((cast("int", d["step"]), float(cast("float", d["held_out_loss"]))) for d in found), last]

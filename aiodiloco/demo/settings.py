@@ -7,7 +7,7 @@ import dataclasses
 __all__ = ["DemoSettings"]
 
 _MAX_REPLICAS = 64  # of some 360 training files, each shard must hold a few
-_MAX_EVALUATIONS = 16  # each costs rank 0 about four steps, and everyone waits for it
+_MAX_EVALUATIONS = 12  # each takes rank 0 as long as eight inner steps, and the others wait for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,8 @@ class DemoSettings:
         if not 1 <= self.replicas <= _MAX_REPLICAS:
             raise ValueError(f"replicas must be 1 to {_MAX_REPLICAS}, not {self.replicas}")
         for name, least in (("steps", 1), ("sync_every", 1), ("seed", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+            if not least <= (value := getattr(self, name)) < 2**63:
+                raise ValueError(f"{name} must be at least {least} and less than 2**63, not {value}")
         if self.sync_every > self.steps:
             raise ValueError(
                 f"sync_every={self.sync_every} is more than steps={self.steps}, so no round would be complete; "
@@ -44,8 +44,8 @@ class DemoSettings:
             )
 
     def evaluate_at(self) -> list[int]:
-        """Return after which inner steps to evaluate: evenly chosen ends of rounds, but not the end of the run."""
+        """Return after which inner steps to evaluate: evenly spread ends of rounds, but not the end of the run."""
         rounds = self.steps // self.sync_every
-        stride = -(-rounds // _MAX_EVALUATIONS)
-        ends = [number * self.sync_every for number in range(1, rounds + 1, stride)]
+        number = min(rounds, _MAX_EVALUATIONS)
+        ends = [i * rounds // number * self.sync_every for i in range(1, number + 1)]
         return [end for end in ends if end < self.steps]

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from aiodiloco import NesterovSGD, join_sync
 from aiodiloco.demo.data import ReplicaData
 from aiodiloco.demo.model import GPT
-from aiodiloco.diloco import NesterovSGD
-from aiodiloco.replica import join_sync
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
