@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     )
     from aiodiloco.events import Cursor, Event, EventWriter, follow_events, read_events
     from aiodiloco.executors import FailFast, LocalProcessExecutor, ServerlessExecutor, WaitAll
-    from aiodiloco.records import ReplicaHandle, ReplicaResult, ReplicaStatus, new_run_id, raise_for_failures
+    from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult, ReplicaStatus, new_run_id, raise_for_failures
     from aiodiloco.replica import Replica, SyncReplica, join, join_sync
     from aiodiloco.store import FileStore, MemoryStore, Store, join_uri, open_store, probe
 
 __all__ = [
+    "JSON",
     "AiodilocoError",
     "AllReduceReport",
     "ChunkError",
@@ -94,7 +95,7 @@ _HOME = {
     "diloco": ("DiLoCo", "NesterovSGD", "SyncDiLoCo"),
     "events": ("Cursor", "Event", "EventWriter", "follow_events", "read_events"),
     "executors": ("FailFast", "LocalProcessExecutor", "ServerlessExecutor", "WaitAll"),
-    "records": ("ReplicaHandle", "ReplicaResult", "ReplicaStatus", "new_run_id", "raise_for_failures"),
+    "records": ("JSON", "ReplicaHandle", "ReplicaResult", "ReplicaStatus", "new_run_id", "raise_for_failures"),
     "replica": ("Replica", "SyncReplica", "join", "join_sync"),
     "store": ("FileStore", "MemoryStore", "Store", "join_uri", "open_store", "probe"),
 }

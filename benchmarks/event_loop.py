@@ -3,7 +3,8 @@
     python benchmarks/event_loop.py [--mib 1024] [--ranks 2] [--wire bf16] [--algorithm scatter]
 
 All ranks run in one process and one event loop over a file store, which is harder on the loop than any deployment. A
-second ticker runs beside no work at all, for what the machine itself does to a loop. Writes benchmarks/out/event_loop.json.
+second ticker runs beside no work at all, for what the machine itself does to a loop. Writes
+benchmarks/out/event_loop.json.
 """
 
 from __future__ import annotations

@@ -6,11 +6,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from aiodiloco.testing.codecs import CodecTests
+    from aiodiloco.testing.executors import ExecutorTests
     from aiodiloco.testing.stores import StoreTests
 
-__all__ = ["StoreTests"]
+__all__ = ["CodecTests", "ExecutorTests", "StoreTests"]
 
-_SUITES = {"StoreTests": "aiodiloco.testing.stores"}
+_SUITES = {
+    "CodecTests": "aiodiloco.testing.codecs",
+    "ExecutorTests": "aiodiloco.testing.executors",
+    "StoreTests": "aiodiloco.testing.stores",
+}
 
 
 def __getattr__(name: str) -> object:
