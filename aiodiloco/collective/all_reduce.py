@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import math
 import time
 from typing import TYPE_CHECKING, Literal, Self
@@ -13,6 +12,7 @@ import anyio
 
 from aiodiloco.codec import get_codec, unpack_chunk, wire_names
 from aiodiloco.collective.agreement import Agreement
+from aiodiloco.collective.cleanup import Cleanup
 from aiodiloco.collective.decision import Decision, decide, missing_ranks, wait_for_decision
 from aiodiloco.collective.exchange import Exchange
 from aiodiloco.collective.keys import Member, RoundKeys
@@ -26,7 +26,6 @@ from aiodiloco.collective.plan import (
     choose_algorithm,
     choose_chunk_bytes,
     make_grid,
-    owned_chunks,
 )
 from aiodiloco.collective.round import Round
 from aiodiloco.errors import AiodilocoError, CollectiveError, RoundTimeoutError, StoreError
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["ObjectStoreAllReduce"]
-
-_log = logging.getLogger(__name__)
 
 _WORKER_THREADS = 2  # per rank: one encodes while one reduces; more only fight over memory bandwidth
 _LAST_LOOK_S = 5.0  # after a timeout, to find out whom to blame
@@ -121,7 +118,7 @@ class ObjectStoreAllReduce:
         self._next_round: dict[int, int] = {}
         self._busy: set[int] = set()
         self._sent: dict[RoundKeys, dict[int, bytes]] = {}
-        self._written: dict[RoundKeys, list[str]] = {}
+        self._cleanup = Cleanup(self.store, concurrency)
         self._stack = contextlib.AsyncExitStack()
 
     @property
@@ -216,12 +213,13 @@ class ObjectStoreAllReduce:
             if round_.position == 0:
                 # One decider is enough and saves requests; put_if_absent makes any number of them safe.
                 tg.start_soon(decide, self.store, keys, round_.members, round_.meter)
-            tg.start_soon(self._forget_before, keys)
+            tg.start_soon(self._cleanup.delete_before, keys)
             await exchange.run()
         _check_decision(decisions[0], round_)
         with round_.meter.phase("apply"):
             await round_.in_worker(lambda: _apply(exchange, round_, request.payload))
-        self._remember(round_)
+        self._sent.pop(keys, None)
+        self._cleanup.note(round_)
         return _report(round_, time.perf_counter() - began)
 
     def _plan(self, request: _Request) -> Round:
@@ -251,31 +249,6 @@ class ObjectStoreAllReduce:
             missing = await missing_ranks(self.store, keys, self._members)
             return f"{text}: missing the contributions of ranks {missing}" if missing else f"{text}: all contributed"
         return f"{text}, and the store at {self.store.uri} does not answer"
-
-    def _remember(self, round_: Round) -> None:
-        """Note what this rank wrote, to delete once no one can need it."""
-        self._sent.pop(round_.keys, None)
-        mine = [round_.keys.chunk(round_.me, chunk.index) for chunk in round_.grid]
-        mine += [round_.keys.manifest(round_.me), round_.keys.payload(round_.me)]
-        if round_.agreement.algorithm == "scatter":
-            mine += [round_.reduced_key(i) for i in owned_chunks(len(round_.grid), round_.position, self.world_size)]
-        self._written[round_.keys] = mine
-
-    async def _forget_before(self, keys: RoundKeys) -> None:
-        """Delete what this rank wrote two or more rounds ago: all who contributed to the last round are past those."""
-        old = [k for k in self._written if k.fragment == keys.fragment and k.round < keys.round - 1]
-        remaining = iter([key for k in old for key in self._written.pop(k)])
-
-        async def delete() -> None:
-            for key in remaining:
-                await self.store.delete(key)
-
-        try:
-            async with anyio.create_task_group() as tg:
-                for _ in range(self._concurrency):
-                    tg.start_soon(delete)
-        except* StoreError as errors:
-            _log.warning("could not delete old rounds: %s", errors.exceptions[0])
 
 
 def _apply(exchange: Exchange, round_: Round, payload: Payload) -> None:

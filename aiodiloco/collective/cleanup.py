@@ -1,0 +1,58 @@
+"""Deleting what a rank wrote in rounds that no one can need any more."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import anyio
+
+from aiodiloco.collective.plan import owned_chunks
+from aiodiloco.errors import StoreError
+
+if TYPE_CHECKING:
+    from aiodiloco.collective.keys import RoundKeys
+    from aiodiloco.collective.round import Round
+    from aiodiloco.store import Store
+
+__all__ = ["Cleanup"]
+
+_log = logging.getLogger(__name__)
+
+
+class Cleanup:
+    """Remembers what this rank wrote, round by round, and deletes it two rounds later.
+
+    A rank that contributes to a round has finished the one before. So once a round is complete, everyone who was in it
+    is past all rounds before the last. Decisions stay: they are small, and the record of who took part.
+    """
+
+    def __init__(self, store: Store, concurrency: int) -> None:
+        self._store = store
+        self._concurrency = concurrency
+        self._written: dict[RoundKeys, list[str]] = {}
+
+    def note(self, round_: Round) -> None:
+        """Remember the keys this rank wrote in a round that is complete."""
+        mine = [round_.keys.chunk(round_.me, chunk.index) for chunk in round_.grid]
+        mine += [round_.keys.manifest(round_.me), round_.keys.payload(round_.me)]
+        if round_.agreement.algorithm == "scatter":
+            owned = owned_chunks(len(round_.grid), round_.position, len(round_.members))
+            mine += [round_.reduced_key(index) for index in owned]
+        self._written[round_.keys] = mine
+
+    async def delete_before(self, keys: RoundKeys) -> None:
+        """Delete what this rank wrote two or more rounds before `keys`; a store that fails is only logged."""
+        old = [k for k in self._written if k.fragment == keys.fragment and k.round < keys.round - 1]
+        remaining = iter([key for k in old for key in self._written.pop(k)])
+
+        async def delete() -> None:
+            for key in remaining:
+                await self._store.delete(key)
+
+        try:
+            async with anyio.create_task_group() as tg:
+                for _ in range(self._concurrency):
+                    tg.start_soon(delete)
+        except* StoreError as errors:
+            _log.warning("could not delete old rounds: %s", errors.exceptions[0])
