@@ -137,6 +137,18 @@ def test_a_demo_that_loses_exits_with_1_and_its_json_is_alone_on_stdout(tmp_path
     assert any(store.glob("runs/*/events/0-0/*.jsonl"))
 
 
+def test_a_reader_that_leaves_early_ends_everything_without_a_word(tmp_path):
+    """As in `aiodiloco demo | head -1`."""
+    driver = subprocess.Popen(
+        [*COMMAND, "demo", "--steps", "100"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with driver, contextlib.closing(driver.stdout):
+        assert driver.stdout.readline().startswith(b"4 replicas train with DiLoCo")
+        driver.stdout.close()
+        assert driver.wait(timeout=60) == 1
+        assert driver.stderr.read() == b""
+
+
 class Terminal:
     """A command on a terminal of its own, as a shell would run it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from functools import partial
@@ -26,6 +27,14 @@ __all__ = ["demo"]
 _DEFAULT = DemoSettings()
 
 
+class _Console(Console):
+    """A console that lets the replicas end in good order when nobody reads on, as in `aiodiloco demo | head`."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise an exception that passes event loops, where rich would raise SystemExit; click exits on it with 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def demo(
     *,
     replicas: Annotated[int, typer.Option(help="Replicas that train together.")] = _DEFAULT.replicas,
@@ -46,7 +55,7 @@ def demo(
     """
     try:
         settings = DemoSettings(replicas=replicas, steps=steps, sync_every=sync_every, wire=wire, seed=seed)
-        report = _run(settings, store, out, Console(stderr=as_json, highlight=False))
+        report = _run(settings, store, out, _Console(stderr=as_json, highlight=False))
     except StoreAccessError as exc:
         raise typer.BadParameter(str(exc), param_hint="--store") from exc
     except (AiodilocoError, MissingExtraError, FileNotFoundError) as exc:

@@ -54,6 +54,7 @@ async def run_demo(
         ValueError: see `check_demo`.
         StoreError: the store cannot be used.
         ReplicaFailedError: a replica did not succeed; the others were ended.
+        Exception: whatever `watch` raised, after all replicas were ended.
     """
     check_demo(settings, store)
     with tempfile.TemporaryDirectory(prefix="aiodiloco-demo-", ignore_cleanup_errors=True) as scratch:
@@ -102,11 +103,14 @@ async def _collect(
     executor: LocalProcessExecutor, handles: Sequence[ReplicaHandle], runs: Sequence[_Run]
 ) -> list[ReplicaResult]:
     """Return the replicas' results, following their logs meanwhile."""
-    async with anyio.create_task_group() as tg:
-        for run in runs:
-            tg.start_soon(run.follow)
-        results = await executor.collect(handles)
-        tg.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as tg:
+            for run in runs:
+                tg.start_soon(run.follow)
+            results = await executor.collect(handles)
+            tg.cancel_scope.cancel()
+    except BaseExceptionGroup as group:  # what `watch` raised, perhaps for both runs
+        raise group.exceptions[0] from None
     for run in runs:
         await run.catch_up()
     return results
