@@ -20,7 +20,7 @@ __all__ = ["draw"]
 def draw(report: DemoReport, path: str | os.PathLike[str]) -> None:
     """Write the picture of `report` as a PNG to `path`."""
     with picture(path, inches=(10, 4.4), footnote=_footnote(report)) as figure:
-        left, right = figure.subplots(1, 2, width_ratios=(8, 5))
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         together = f"DiLoCo, {report.settings.replicas} replicas"
         draw_losses(left, [("one replica alone", report.alone, ORANGE), (together, report.diloco, BLUE)])
         _draw_bytes(right, report)
@@ -33,7 +33,7 @@ def _draw_bytes(axes: Axes, report: DemoReport) -> None:
     if report.times_less > 1:
         labels[0] += f": {report.times_less:.0f} times less"
     axes.bar_label(drawn, labels, padding=5, fontweight="bold")
-    axes.set_title("Sent and received by each replica")
+    axes.set_title("Sent + received by each replica")
     axes.margins(x=0.32, y=0.2)
     axes.xaxis.set_ticks([])  # the bars say their numbers
     axes.tick_params(axis="y", length=0)

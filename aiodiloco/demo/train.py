@@ -76,6 +76,7 @@ def new_model(seed: int) -> tuple[GPT, Optimizer]:
     torch.set_num_threads(1)  # so small a model only gets slower with more
     torch.manual_seed(seed)
     model = GPT()
+    # 0.95, as is usual for language models: what came before an outer step should be forgotten soon after it.
     return model, torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
 
 
