@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -34,8 +35,9 @@ __all__ = ["Watch", "check_demo", "run_demo"]
 Watch: TypeAlias = Callable[[str, Event], None]
 """Takes the name of a run, `"diloco"` or `"alone"`, and something that happened in it."""
 
-# torch imports the second when an optimizer is made, which takes every replica as long as importing torch.
-_PRELOAD = ("aiodiloco.demo.train", "torch._dynamo")
+# A step takes 0.02 s of a core. These bound a replica that hangs, not one that is slow.
+_START_BOUND_S = 600.0
+_STEP_BOUND_S = 0.5  # times the number of replicas, which may all share one core
 
 _log = logging.getLogger(__name__)
 
@@ -58,11 +60,11 @@ async def run_demo(
     """
     check_demo(settings, store)
     with tempfile.TemporaryDirectory(prefix="aiodiloco-demo-", ignore_cleanup_errors=True) as scratch:
-        root, run_id = store or Path(scratch, "store"), new_run_id()
+        root, run_id = Path(scratch, "store") if store is None else store, new_run_id()
         async with (
             open_store(join_uri(root, "runs", run_id)) as diloco_store,
             open_store(join_uri(root, "runs", f"{run_id}-alone")) as alone_store,
-            LocalProcessExecutor(root=Path(scratch, "replicas"), preload=_PRELOAD) as executor,
+            LocalProcessExecutor(root=Path(scratch, "replicas")) as executor,
         ):
             await probe(diloco_store)
             runs = (_Run("diloco", diloco_store, watch), _Run("alone", alone_store, watch))
@@ -91,9 +93,10 @@ async def _train(
     }
     together: dict[str, JSON] = {"sync_every": settings.sync_every, "wire": settings.wire}
     args = {**both, **together, "rendezvous_uri": diloco.store.uri}
-    handles = await executor.launch_replicas(settings.replicas, train_with_diloco, args, run_id=run_id)
+    bound = _START_BOUND_S + settings.steps * settings.replicas * _STEP_BOUND_S
+    handles = await executor.launch_replicas(settings.replicas, train_with_diloco, args, timeout=bound, run_id=run_id)
     args = {**both, "rendezvous_uri": alone.store.uri}
-    handles += await executor.launch_replicas(1, train_alone, args, run_id=f"{run_id}-alone")
+    handles += await executor.launch_replicas(1, train_alone, args, timeout=bound, run_id=f"{run_id}-alone")
     results = await _collect(executor, handles, (diloco, alone))
     raise_for_failures(results)
     return _make_report(settings, diloco, alone, results, time.monotonic() - began)
@@ -129,8 +132,9 @@ class _Run:
     async def follow(self) -> None:
         """Take note of events as they come, until cancelled."""
         try:
-            async for event in follow_events(self.store, self._cursor):
-                self._take(event)
+            async with aclosing(follow_events(self.store, self._cursor)) as events:
+                async for event in events:
+                    self._take(event)
         except StoreError as exc:  # the training can do without being watched
             _log.warning("cannot follow the %s run: %s", self.name, exc)
 
