@@ -77,11 +77,11 @@ async def measure(settings: DemoSettings) -> dict[str, Any]:
                 raise_for_failures(results)
                 async with open_store(uri) as store:
                     events, _ = await read_events(store)
-                end = (settings.steps, results[0].result["held_out_loss"])
+                returned: list[Any] = [result.result for result in results]
                 outcomes[name] = {
-                    "curve": held_out_curve(events, last=end),
+                    "curve": held_out_curve(events, last=(settings.steps, returned[0]["held_out_loss"])),
                     "seconds": time.monotonic() - began,
-                    "results": [result.result for result in results],
+                    "results": returned,
                 }
 
             tg.start_soon(train, "diloco", settings.replicas, train_with_diloco, diloco_args)
