@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from aiodiloco.codec import digest
+from aiodiloco.collective.documents import parse_document
 from aiodiloco.collective.payload import TensorSpec
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Agreement:
         wire: Format of the float32 section.
         algorithm: How the mean is formed.
         chunk_bytes: The grid.
+        settings: What else must be the same everywhere, e.g. `sync_every`, by name.
         basis: Hex digest of the state the contribution was computed from; "" when there is none.
     """
 
@@ -37,22 +38,22 @@ class Agreement:
     wire: str
     algorithm: Algorithm
     chunk_bytes: int
-    basis: str
+    settings: tuple[tuple[str, str], ...] = ()
+    basis: str = ""
 
     def to_json(self) -> bytes:
         """Return canonical JSON: equal agreements give equal bytes."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+        fields = {**vars(self), "tensors": [(t.name, t.shape, t.dtype, t.tied_to) for t in self.tensors]}
+        return json.dumps(fields, sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, data: Buffer) -> Agreement:
-        """Return the agreement that `to_json` wrote."""
-        fields = json.loads(bytes(data))
-        tensors = tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in fields.pop("tensors"))
-        return cls(tensors=tensors, **fields)
-
-    def digest(self) -> bytes:
-        """Return 8 bytes that every chunk of such a contribution carries."""
-        return digest(self.to_json())
+        """Return the agreement that `to_json` wrote. Raises ChunkError when `data` is not one."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        fields = parse_document(data, "a payload.json", *names)
+        tensors = tuple(TensorSpec(name, tuple(shape), dtype, tied) for name, shape, dtype, tied in fields["tensors"])
+        settings = tuple((name, value) for name, value in fields["settings"])
+        return cls(tensors, fields["wire"], fields["algorithm"], fields["chunk_bytes"], settings, fields["basis"])
 
 
 def explain_differences(agreements: Mapping[int, Agreement]) -> str:
@@ -65,6 +66,8 @@ def explain_differences(agreements: Mapping[int, Agreement]) -> str:
     for field in ("wire", "algorithm", "chunk_bytes"):
         views = {rank: repr(getattr(a, field)) for rank, a in agreements.items()}
         lines += _disagreement(field, views)
+    for name in sorted({name for a in agreements.values() for name, _ in a.settings}):
+        lines += _disagreement(name, {rank: dict(a.settings).get(name, "unset") for rank, a in agreements.items()})
     if lines:
         return "; ".join(lines) + ". Give every replica the same model and the same settings"
     if len({a.basis for a in agreements.values()}) > 1:

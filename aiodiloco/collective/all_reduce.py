@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
+import secrets
 import time
 from typing import TYPE_CHECKING, Literal, Self
 
 import anyio
 
-from aiodiloco.codec import get_codec, unpack_chunk, wire_names
+from aiodiloco.codec import digest, wire_names
 from aiodiloco.collective.agreement import Agreement
+from aiodiloco.collective.blame import most_telling, whom_it_waits_for
 from aiodiloco.collective.cleanup import Cleanup
-from aiodiloco.collective.decision import Decision, decide, missing_ranks, wait_for_decision
+from aiodiloco.collective.decision import Decision, decide, wait_for_decision
 from aiodiloco.collective.exchange import Exchange
 from aiodiloco.collective.keys import Member, RoundKeys
-from aiodiloco.collective.membership import check_rank, claim_rank, list_members, wait_for_members
-from aiodiloco.collective.meter import AllReduceReport
+from aiodiloco.collective.membership import check_rank, claim_rank, wait_for_members, withdraw_claim
 from aiodiloco.collective.payload import Payload
-from aiodiloco.collective.plan import (
-    ALGORITHMS,
-    Algorithm,
-    Link,
-    choose_algorithm,
-    choose_chunk_bytes,
-    make_grid,
-)
+from aiodiloco.collective.plan import ALGORITHMS, Algorithm, Link, choose_algorithm, choose_chunk_bytes, make_grid
 from aiodiloco.collective.round import Round
-from aiodiloco.errors import AiodilocoError, CollectiveError, RoundTimeoutError, StoreError
+from aiodiloco.errors import CollectiveError, RoundTimeoutError, StoreError
 from aiodiloco.store import Store, open_store, probe
+from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
     import os
@@ -38,10 +34,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from aiodiloco.collective.meter import AllReduceReport
+
 __all__ = ["ObjectStoreAllReduce"]
 
+_log = logging.getLogger(__name__)
+
 _WORKER_THREADS = 2  # per rank: one encodes while one reduces; more only fight over memory bandwidth
-_LAST_LOOK_S = 5.0  # after a timeout, to find out whom to blame
+_ENTER_BOUND_S = 60.0
+_DECIDER_PATIENCE_S = 1.0  # after this a rank that has the whole mean decides the round itself
+_COMPLAIN_AFTER_S = 30.0
+_WEIGHTS = (1e-20, 1e20)  # products with any sane value stay within float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +52,11 @@ class _Request:
     """One call of `all_reduce`."""
 
     keys: RoundKeys
-    payload: Payload
+    tensors: Mapping[str, Tensor]
     wire: str
     weight: float
     basis: bytes
+    settings: tuple[tuple[str, str], ...]
 
 
 class ObjectStoreAllReduce:
@@ -68,7 +72,6 @@ class ObjectStoreAllReduce:
         rank: 0 .. world_size - 1.
         world_size: Number of ranks. All of them take part in every round.
         wire: Format of contributions and mean: `"fp32"`, `"fp16"`, `"bf16"` or `"int8"`.
-        incarnation: Which life of this rank this is, from 0.
         algorithm: `"gather"`, `"scatter"`, or `"auto"` to let the cost model choose. Must be the same on all ranks.
         chunk_bytes: Encoded bytes per chunk, about; None chooses by size and world size. The same on all ranks.
         link: What the cost model assumes of the way to the store. The same on all ranks.
@@ -88,7 +91,6 @@ class ObjectStoreAllReduce:
         rank: int,
         world_size: int,
         wire: str = "fp32",
-        incarnation: int = 0,
         algorithm: Algorithm | Literal["auto"] = "auto",
         chunk_bytes: int | None = None,
         link: Link | None = None,
@@ -106,7 +108,7 @@ class ObjectStoreAllReduce:
         _check_positive("timeout", timeout)
         self.store = store if isinstance(store, Store) else open_store(store)
         self._owns_store = self.store is not store
-        self.member = Member(rank, incarnation)
+        self.member = Member(rank, 0)
         self.world_size = world_size
         self.wire = wire
         self._algorithm: Algorithm | None = None if algorithm == "auto" else algorithm
@@ -119,7 +121,10 @@ class ObjectStoreAllReduce:
         self._busy: set[int] = set()
         self._sent: dict[RoundKeys, dict[int, bytes]] = {}
         self._cleanup = Cleanup(self.store, concurrency)
-        self._stack = contextlib.AsyncExitStack()
+        self._nonce = secrets.token_hex(8)
+        self._has_contributed = False
+        self._calls: set[anyio.CancelScope] = set()
+        self._stack: contextlib.AsyncExitStack | None = None
 
     @property
     def rank(self) -> int:
@@ -127,11 +132,16 @@ class ObjectStoreAllReduce:
         return self.member.rank
 
     async def __aenter__(self) -> Self:
+        if self._stack is not None:
+            raise RuntimeError("this all-reduce is open already: make another object for another rank")
         async with contextlib.AsyncExitStack() as stack:
-            if self._owns_store:
-                await stack.enter_async_context(self.store)
-            await probe(self.store)
-            await claim_rank(self.store, self.member, self.world_size)
+            with anyio.move_on_after(_ENTER_BOUND_S) as scope:
+                if self._owns_store:
+                    await stack.enter_async_context(self.store)
+                await probe(self.store)
+                await claim_rank(self.store, self.member, self.world_size, self._nonce)
+            if scope.cancelled_caught:
+                raise StoreError(f"the store at {self.store.uri} did not answer within {_ENTER_BOUND_S:g} s")
             self._workers = anyio.CapacityLimiter(_WORKER_THREADS)
             self._stack = stack.pop_all()
         return self
@@ -139,7 +149,13 @@ class ObjectStoreAllReduce:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        stack, self._stack = self._stack, None
+        for scope in self._calls:  # of other tasks, still waiting for a round
+            scope.cancel()
+        if not self._has_contributed:
+            await withdraw_claim(self.store, self.member, self._nonce)
+        if stack is not None:
+            await stack.aclose()
 
     async def all_reduce(
         self,
@@ -150,6 +166,7 @@ class ObjectStoreAllReduce:
         round: int | None = None,  # noqa: A002 - the field's word; the builtin is not needed here
         fragment: int = 0,
         basis: bytes = b"",
+        settings: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> AllReduceReport:
         """Replace every tensor by its weighted mean over all ranks, in place, and say what that took.
@@ -159,122 +176,133 @@ class ObjectStoreAllReduce:
 
         Args:
             tensors: Name -> tensor; the same names, shapes and dtypes on every rank. See `Payload` for dtypes.
-            weight: Weight of this rank's tensors, > 0.
+            weight: Weight of this rank's tensors, from 1e-20 to 1e20.
             wire: Overrides the object's wire format; the same on every rank.
-            round: Number of the round within its fragment; None counts from 0.
+            round: Number of the round within its fragment, never one that is over; None counts from 0.
             fragment: Rounds of different fragments are independent and may run at the same time.
             basis: Digest of the state the tensors were computed from. Ranks whose digests differ are refused: this is
                 how diverged replicas are found out.
+            settings: What else must be the same on all ranks, by name; a difference is refused by that name.
             timeout: Overrides the object's timeout, in seconds.
 
         Raises:
-            RoundRefusedError: the ranks' tensors, settings or bases differ; says which and where, on every rank.
+            RoundRefusedError: the ranks' tensors, settings or bases differ, or a value is not finite; says what and
+                where, on every rank.
             RoundTimeoutError: not all ranks came in time; names the missing.
             StoreError, ChunkError: the store failed, or holds bytes that cannot be right.
         """
         wire = self.wire if wire is None else wire
         _check_wire(wire)
-        _check_positive("weight", weight)
+        _check_positive("weight", weight, *_WEIGHTS)
         _check_positive("timeout", timeout := self._timeout if timeout is None else timeout)
-        if fragment in self._busy:
-            raise RuntimeError(f"an all-reduce of fragment {fragment} is still running: await it before the next one")
-        number = self._next_round.get(fragment, 0) if round is None else round
-        keys = RoundKeys(number, fragment)
+        keys = self._keys(round, fragment)
+        agreed = tuple(sorted((settings or {}).items()))
         self._busy.add(fragment)
         try:
-            report = await self._bounded(_Request(keys, Payload(tensors, wire), wire, weight, basis), timeout)
+            report = await self._bounded(_Request(keys, dict(tensors), wire, weight, basis, agreed), timeout)
         finally:
             self._busy.discard(fragment)
-        self._next_round[fragment] = number + 1
+        self._next_round[fragment] = keys.round + 1
         return report
+
+    def _keys(self, number: int | None, fragment: int) -> RoundKeys:
+        if self._stack is None:
+            raise RuntimeError("this all-reduce is not open: use it inside `async with`")
+        if fragment in self._busy:
+            raise RuntimeError(f"an all-reduce of fragment {fragment} is still running: await it before the next one")
+        following = self._next_round.get(fragment, 0)
+        number = following if number is None else number
+        for name, value, least in (("fragment", fragment, 0), ("round", number, following)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{name} must be an int >= {least}, not {value!r}; rounds that are over are not repeated: "
+                    "to go back to an earlier state, start a new run under a new prefix"
+                )
+        return RoundKeys(number, fragment)
 
     async def _bounded(self, request: _Request, timeout: float) -> AllReduceReport:
         with anyio.move_on_after(timeout) as scope:
+            self._calls.add(scope)
             try:
                 return await self._run(request)
             except BaseExceptionGroup as group:
-                raise _one_error(group) from None
-        assert scope.cancelled_caught
-        raise RoundTimeoutError(await self._whom_to_blame(request.keys, timeout))
+                error = most_telling(group)
+                raise error from error.__cause__
+            finally:
+                self._calls.discard(scope)
+        if self._stack is None:
+            raise CollectiveError(f"rank {self.rank} left the run while round {request.keys.round} was going on")
+        lacking = await self._whom_it_waits_for(request.keys)
+        raise RoundTimeoutError(f"{_name(request.keys)} was not complete after {timeout:g} s: {lacking}")
 
     async def _run(self, request: _Request) -> AllReduceReport:
         began = time.perf_counter()
-        if not self._members:
-            self._members = await wait_for_members(self.store, self.world_size)
-        round_, keys = self._plan(request), request.keys
-        exchange = Exchange(round_, request.payload, self._sent.setdefault(keys, {}))
-        decisions: list[Decision] = []
-
-        async def watch_decision() -> None:
-            decisions.append(await wait_for_decision(self.store, keys, round_.meter))
-
-        async with anyio.create_task_group() as tg:
-            tg.start_soon(watch_decision)
-            if round_.position == 0:
-                # One decider is enough and saves requests; put_if_absent makes any number of them safe.
-                tg.start_soon(decide, self.store, keys, round_.members, round_.meter)
-            tg.start_soon(self._cleanup.delete_before, keys)
-            await exchange.run()
-        _check_decision(decisions[0], round_)
+        async with anyio.create_task_group() as complaining:
+            complaining.start_soon(self._complain, request.keys)
+            if not self._members:
+                self._members = await wait_for_members(self.store, self.world_size)
+            round_, payload = await run_in_worker(lambda _: self._plan(request), self._workers)
+            self._has_contributed = True
+            exchange = Exchange(round_, payload, self._sent.setdefault(request.keys, {}))
+            await self._exchange(exchange, round_)
+            complaining.cancel_scope.cancel()
         with round_.meter.phase("apply"):
-            await round_.in_worker(lambda: _apply(exchange, round_, request.payload))
-        self._sent.pop(keys, None)
+            await round_.in_worker(exchange.apply)
         self._cleanup.note(round_)
-        return _report(round_, time.perf_counter() - began)
+        for keys in [k for k in self._sent if k.fragment == request.keys.fragment]:
+            del self._sent[keys]
+        return round_.report(time.perf_counter() - began)
 
-    def _plan(self, request: _Request) -> Round:
-        payload = request.payload
+    async def _exchange(self, exchange: Exchange, round_: Round) -> None:
+        """Obtain the whole mean and the decision that confirms it."""
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(self._cleanup.delete_before, round_.keys)
+            async with anyio.create_task_group() as watching:
+                watching.start_soon(wait_for_decision, self.store, round_.keys, round_.meter)  # a refusal ends all else
+                if round_.position == 0:
+                    # One decider is enough and saves requests; put_if_absent makes any number of them safe.
+                    watching.start_soon(decide, self.store, round_.keys, round_.members, round_.meter)
+                await exchange.run()
+                _check_decision(await self._decision(round_), round_)
+                watching.cancel_scope.cancel()
+
+    async def _decision(self, round_: Round) -> Decision:
+        """Return the decision; if the decider is slow or gone, make it. Starts with short waits: it is due now."""
+        with anyio.move_on_after(_DECIDER_PATIENCE_S):
+            return await wait_for_decision(self.store, round_.keys, round_.meter)
+        await decide(self.store, round_.keys, round_.members, round_.meter)
+        return await wait_for_decision(self.store, round_.keys, round_.meter)
+
+    async def _complain(self, keys: RoundKeys) -> None:
+        await anyio.sleep(_COMPLAIN_AFTER_S)
+        _log.warning("%s takes long: %s", _name(keys), await self._whom_it_waits_for(keys))
+
+    async def _whom_it_waits_for(self, keys: RoundKeys) -> str:
+        return await whom_it_waits_for(self.store, keys, self.member, self._members, self.world_size)
+
+    def _plan(self, request: _Request) -> tuple[Round, Payload]:
+        """Return the round and what goes into it. Runs in a worker thread: it may copy tensors and hash names."""
+        payload = Payload(request.tensors, request.wire)
         chunk_bytes = self._chunk_bytes or choose_chunk_bytes(payload.wire_bytes, self.world_size)
         algorithm = self._algorithm or choose_algorithm(payload.wire_bytes, self.world_size, self._link)
-        agreement = Agreement(payload.specs, request.wire, algorithm, chunk_bytes, request.basis.hex())
-        return Round(
+        agreement = Agreement(
+            payload.specs, request.wire, algorithm, chunk_bytes, request.settings, request.basis.hex()
+        )
+        encoded = agreement.to_json()
+        round_ = Round(
             store=self.store,
             keys=request.keys,
             me=self.member,
             members=self._members,
             agreement=agreement,
-            digest=agreement.digest(),
+            agreement_json=encoded,
+            digest=digest(encoded),
             grid=make_grid(payload.grid_sections(), chunk_bytes),
             weight=float(request.weight),
             workers=self._workers,
             concurrency=self._concurrency,
         )
-
-    async def _whom_to_blame(self, keys: RoundKeys, timeout: float) -> str:
-        text = f"round {keys.round} of fragment {keys.fragment} was not complete after {timeout:g} s"
-        with anyio.move_on_after(_LAST_LOOK_S), contextlib.suppress(StoreError):
-            absent = sorted(set(range(self.world_size)) - set(await list_members(self.store)))
-            if absent:
-                return f"{text}: ranks {absent} have not joined {self.store.uri}; are all {self.world_size} launched?"
-            missing = await missing_ranks(self.store, keys, self._members)
-            return f"{text}: missing the contributions of ranks {missing}" if missing else f"{text}: all contributed"
-        return f"{text}, and the store at {self.store.uri} does not answer"
-
-
-def _apply(exchange: Exchange, round_: Round, payload: Payload) -> None:
-    """Decode the mean into the tensors. Runs in a worker thread; nothing can fail or be cancelled in between."""
-    for chunk in round_.grid:
-        codec = get_codec(chunk.codec)
-        _, body = unpack_chunk(exchange.mean.pop(chunk.index))
-        values = payload.empty(chunk)
-        codec.decode(body, values)
-        payload.write(chunk, values)
-    payload.commit()
-
-
-def _report(round_: Round, total_s: float) -> AllReduceReport:
-    meter = round_.meter
-    return AllReduceReport(
-        round=round_.keys.round,
-        fragment=round_.keys.fragment,
-        members=round_.members,
-        algorithm=round_.agreement.algorithm,
-        num_chunks=len(round_.grid),
-        bytes_sent=meter.bytes_sent,
-        bytes_received=meter.bytes_received,
-        requests=meter.requests,
-        seconds={"total": total_s, **meter.seconds},
-    )
+        return round_, payload
 
 
 def _check_decision(decision: Decision, round_: Round) -> None:
@@ -290,19 +318,11 @@ def _check_wire(wire: str) -> None:
         raise ValueError(f"wire must be one of {', '.join(wire_names())}, not {wire!r}")
 
 
-def _check_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a finite number > 0, not {value!r}")
+def _check_positive(name: str, value: float, low: float = 0.0, high: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (low < value < high):
+        limits = f"between {low:g} and {high:g}" if low else "> 0"
+        raise ValueError(f"{name} must be a finite number {limits}, not {value!r}")
 
 
-def _one_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error to show of several that ended the round: ours before others', the first before later ones."""
-    leaves: list[BaseException] = []
-    queue: list[BaseException] = [group]
-    while queue:
-        exc = queue.pop(0)
-        if isinstance(exc, BaseExceptionGroup):
-            queue.extend(exc.exceptions)
-        else:
-            leaves.append(exc)
-    return next((e for e in leaves if isinstance(e, AiodilocoError)), leaves[0])
+def _name(keys: RoundKeys) -> str:
+    return f"round {keys.round} of fragment {keys.fragment}"

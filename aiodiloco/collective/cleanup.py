@@ -44,7 +44,7 @@ class Cleanup:
     async def delete_before(self, keys: RoundKeys) -> None:
         """Delete what this rank wrote two or more rounds before `keys`; a store that fails is only logged."""
         old = [k for k in self._written if k.fragment == keys.fragment and k.round < keys.round - 1]
-        remaining = iter([key for k in old for key in self._written.pop(k)])
+        remaining = iter([key for k in old for key in self._written[k]])
 
         async def delete() -> None:
             for key in remaining:
@@ -56,3 +56,5 @@ class Cleanup:
                     tg.start_soon(delete)
         except* StoreError as errors:
             _log.warning("could not delete old rounds: %s", errors.exceptions[0])
+        for k in old:
+            del self._written[k]

@@ -6,9 +6,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 
-from aiodiloco.codec import HEADER_BYTES, ChunkHeader, pack_chunk
+from aiodiloco.codec import HEADER_BYTES, ChunkHeader, as_tensor, get_codec, pack_chunk
 from aiodiloco.collective.decision import Manifest
 from aiodiloco.errors import CollectiveError
 
@@ -40,6 +39,7 @@ class Contribution:
         self._payload = payload
         self._uses = uses
         self._sent = sent
+        self._non_finite: str | None = None
         self._encoded: dict[int, memoryview] = {}
         self._locks: defaultdict[int, anyio.Lock] = defaultdict(anyio.Lock)
 
@@ -63,21 +63,29 @@ class Contribution:
                 await round_.put(round_.keys.chunk(round_.me, index), await self.take(index))
 
         async with anyio.create_task_group() as tg:
-            tg.start_soon(round_.put, round_.keys.payload(round_.me), round_.agreement.to_json())
+            tg.start_soon(round_.put, round_.keys.payload(round_.me), round_.agreement_json)
             for _ in range(round_.concurrency):
                 tg.start_soon(upload_chunks)
-        manifest = Manifest(len(round_.grid), round_.weight, round_.digest.hex())
+        manifest = Manifest(len(round_.grid), round_.weight, round_.digest.hex(), self._non_finite)
         await round_.put(round_.keys.manifest(round_.me), manifest.to_json())
 
     async def _encode(self, chunk: Chunk) -> memoryview:
-        round_ = self._round
-        header = ChunkHeader(chunk.codec, chunk.numel, chunk.index, round_.me.rank, round_.weight, round_.digest)
-        with round_.meter.phase("encode"):
-            data = await round_.in_worker(lambda: pack_chunk(header, self._payload.read(chunk)))
+        with self._round.meter.phase("encode"):
+            data, non_finite = await self._round.in_worker(lambda: self._encode_and_check(chunk))
+        self._non_finite = self._non_finite or non_finite
         head = bytes(data[:HEADER_BYTES])
         if self._sent.setdefault(chunk.index, head) != head:
             raise CollectiveError(
-                f"rank {round_.me.rank} already contributed other values to round {round_.keys.round}: "
+                f"rank {self._round.me.rank} already contributed other values to round {self._round.keys.round}: "
                 "an all-reduce that failed can only be repeated with the same tensors"
             )
         return data
+
+    def _encode_and_check(self, chunk: Chunk) -> tuple[memoryview, str | None]:
+        """Return the encoded chunk, and the name of a tensor that is not finite in it once decoded."""
+        round_ = self._round
+        header = ChunkHeader(chunk.codec, chunk.numel, chunk.index, round_.me.rank, round_.weight, round_.digest)
+        values = self._payload.read(chunk)
+        data = pack_chunk(header, values)
+        get_codec(chunk.codec).decode(as_tensor(data[HEADER_BYTES:]), values)
+        return data, self._payload.non_finite(chunk, values)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import anyio
 
 from aiodiloco.collective.agreement import Agreement, explain_differences
+from aiodiloco.collective.documents import parse_document
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.collective.waiting import get_when_there
 from aiodiloco.errors import KeyNotFoundError, RoundRefusedError
+from aiodiloco.store.fan_out import map_concurrently
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,27 +21,38 @@ if TYPE_CHECKING:
     from aiodiloco.collective.meter import Meter
     from aiodiloco.store import Buffer, Store
 
-__all__ = ["Decision", "Manifest", "decide", "refuse", "wait_for_decision"]
+__all__ = ["Decision", "Manifest", "decide", "missing_ranks", "refuse", "wait_for_decision"]
 
+_READS_AT_ONCE = 32  # of manifests: small objects, so latency is all they cost
+_MOST_NAMED = 5
 _PATIENCE_S = 5.0  # for the payload.json of ranks that are late, before a refusal is written without them
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Put last of a contribution: it is whole. `weight` counts in the mean; `agreement` is the digest in its chunks."""
+    """Put last of a contribution: it is whole.
+
+    Attributes:
+        num_chunks: How many there are.
+        weight: What it counts in the mean.
+        agreement: Hex digest that all its chunks carry.
+        non_finite: A tensor with NaN or infinite values on the wire, if there is one.
+    """
 
     num_chunks: int
     weight: float
     agreement: str
+    non_finite: str | None = None
 
     def to_json(self) -> bytes:
         """Return the manifest as JSON."""
-        return json.dumps(dataclasses.asdict(self)).encode()
+        return json.dumps(vars(self)).encode()
 
     @classmethod
     def from_json(cls, data: Buffer) -> Manifest:
-        """Return the manifest that `to_json` wrote."""
-        return cls(**json.loads(bytes(data)))
+        """Return the manifest that `to_json` wrote. Raises ChunkError when `data` is not one."""
+        fields = parse_document(data, "a manifest", "num_chunks", "weight", "agreement")
+        return cls(fields["num_chunks"], fields["weight"], fields["agreement"], fields.get("non_finite"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +70,7 @@ class Decision:
     @classmethod
     def from_json(cls, data: Buffer) -> Decision:
         """Return the decision that `to_json` wrote."""
-        fields = json.loads(bytes(data))
+        fields = parse_document(data, "a decision", "members", "refused")
         return cls({Member(rank, inc): weight for rank, inc, weight in fields["members"]}, fields["refused"])
 
 
@@ -66,15 +79,17 @@ async def decide(store: Store, keys: RoundKeys, members: Iterable[Member], meter
 
     Whoever calls this, and however often: the first decision stands, and all read that one.
     """
-    manifests: dict[Member, Manifest] = {}
-    for member in members:
-        manifests[member] = Manifest.from_json(await get_when_there(store, keys.manifest(member), meter))
+
+    async def read(member: Member) -> tuple[Member, Manifest]:
+        return member, Manifest.from_json(await get_when_there(store, keys.manifest(member), meter))
+
+    manifests = dict(await map_concurrently(read, members, limit=_READS_AT_ONCE))
     if len({m.agreement for m in manifests.values()}) > 1:
         await refuse(store, keys, members, meter)
-        return
-    decision = Decision({member: manifest.weight for member, manifest in manifests.items()})
-    with meter.request("upload"):
-        await store.put_if_absent(keys.decision, decision.to_json())
+    elif bad := {member.rank: m.non_finite for member, m in manifests.items() if m.non_finite}:
+        await _write(store, keys, Decision({}, _explain_non_finite(bad)), meter)
+    else:
+        await _write(store, keys, Decision({member: m.weight for member, m in manifests.items()}), meter)
 
 
 async def refuse(store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter) -> None:
@@ -85,12 +100,22 @@ async def refuse(store: Store, keys: RoundKeys, members: Iterable[Member], meter
         agreements[member.rank] = Agreement.from_json(await get_when_there(store, keys.payload(member), meter))
 
     with anyio.move_on_after(_PATIENCE_S):
-        async with anyio.create_task_group() as tg:
-            for member in members:
-                tg.start_soon(read, member)
+        await map_concurrently(read, members, limit=_READS_AT_ONCE)
     reason = explain_differences(agreements) or "contributions differ in a way their payload.json does not show"
+    await _write(store, keys, Decision({}, reason), meter)
+
+
+async def _write(store: Store, keys: RoundKeys, decision: Decision, meter: Meter) -> None:
     with meter.request("upload"):
-        await store.put_if_absent(keys.decision, Decision({}, reason).to_json())
+        await store.put_if_absent(keys.decision, decision.to_json())
+
+
+def _explain_non_finite(tensors: Mapping[int, str]) -> str:
+    where = ", ".join(f"rank {rank} (in {name!r})" for rank, name in sorted(tensors.items())[:_MOST_NAMED])
+    return (
+        f"NaN or infinite values from {where}. Lower the learning rate or clip gradients on every replica; if the "
+        "values are finite before they are encoded, use a wire with more range (bf16 or fp32)"
+    )
 
 
 async def wait_for_decision(store: Store, keys: RoundKeys, meter: Meter) -> Decision:
@@ -106,11 +131,14 @@ async def wait_for_decision(store: Store, keys: RoundKeys, meter: Meter) -> Deci
 
 
 async def missing_ranks(store: Store, keys: RoundKeys, members: Iterable[Member]) -> list[int]:
-    """Return the ranks whose contribution to the round is not whole yet."""
-    missing = []
-    for member in members:
+    """Return the ranks whose contribution to the round is not whole yet, in rank order."""
+
+    async def is_missing(member: Member) -> tuple[int, bool]:
         try:
             await store.get(keys.manifest(member), length=0)
         except KeyNotFoundError:
-            missing.append(member.rank)
-    return missing
+            return member.rank, True
+        return member.rank, False
+
+    looked = await map_concurrently(is_missing, members, limit=_READS_AT_ONCE)
+    return [rank for rank, missing in looked if missing]

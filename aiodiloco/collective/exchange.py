@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from aiodiloco.codec import REDUCED, unpack_chunk
+from aiodiloco.codec import REDUCED, get_codec, unpack_chunk
 from aiodiloco.collective.contribution import Contribution
 from aiodiloco.collective.plan import owned_chunks, ring_order
 from aiodiloco.collective.reduction import Reducer, check_header
@@ -40,6 +40,7 @@ class Exchange:
     def __init__(self, round_: Round, payload: Payload, sent: MutableMapping[int, bytes]) -> None:
         self.mean: dict[int, memoryview] = {}
         self._round = round_
+        self._payload = payload
         num_chunks, position, num_members = len(round_.grid), round_.position, len(round_.members)
         self._scatters = round_.agreement.algorithm == "scatter"
         if self._scatters:
@@ -62,6 +63,15 @@ class Exchange:
                 tg.start_soon(self._reduce_all, mine)
             for _ in range(self._round.concurrency):
                 tg.start_soon(self._read_all, theirs)
+
+    def apply(self) -> None:
+        """Decode the whole mean into the tensors. For a worker thread; nothing can fail or be cancelled in between."""
+        for chunk in self._round.grid:
+            _, body = unpack_chunk(self.mean.pop(chunk.index))
+            values = self._payload.empty(chunk)
+            get_codec(chunk.codec).decode(body, values)
+            self._payload.write(chunk, values)
+        self._payload.commit()
 
     async def _reduce_all(self, indices: Iterator[int]) -> None:
         for index in indices:

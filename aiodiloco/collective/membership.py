@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anyio
+
+from aiodiloco.collective.documents import parse_document
 from aiodiloco.collective.keys import MEMBERS, RUN, Member, claim_key, parse_claim_key
 from aiodiloco.collective.waiting import Backoff
-from aiodiloco.errors import RankTakenError, WorldSizeError
+from aiodiloco.errors import ChunkError, RankTakenError, StoreError, WorldSizeError
 
 if TYPE_CHECKING:
     from aiodiloco.store import Store
 
-__all__ = ["check_rank", "claim_rank", "list_members", "wait_for_members"]
+__all__ = ["check_rank", "claim_rank", "list_members", "wait_for_members", "withdraw_claim"]
+
+_WITHDRAW_BOUND_S = 5.0
 
 
 def check_rank(rank: int, world_size: int) -> None:
@@ -25,21 +31,42 @@ def check_rank(rank: int, world_size: int) -> None:
         raise ValueError(f"rank must be an int from 0 to {world_size - 1} (world_size {world_size}), not {rank!r}")
 
 
-async def claim_rank(store: Store, member: Member, world_size: int) -> None:
+async def claim_rank(store: Store, member: Member, world_size: int, nonce: str) -> None:
     """Become `member` of the run under this store prefix; the first to come fixes its world size.
+
+    Cancelled or failed in between, the claim is withdrawn, so that it can be made again. `nonce` marks it as one's own.
 
     Raises:
         WorldSizeError: the run has another world size.
-        RankTakenError: another process already is this member.
+        RankTakenError: this member already is, or was, in the run.
     """
     await _fix_world_size(store, member.rank, world_size)
-    claim = {"host": socket.gethostname(), "pid": os.getpid(), "world_size": world_size}
-    if not await store.put_if_absent(claim_key(member), json.dumps(claim).encode()):
-        holder = json.loads(bytes(await store.get(claim_key(member))))
+    claim = {"host": socket.gethostname(), "pid": os.getpid(), "world_size": world_size, "nonce": nonce}
+    try:
+        is_mine = await store.put_if_absent(claim_key(member), json.dumps(claim).encode())
+    except BaseException:
+        await withdraw_claim(store, member, nonce)
+        raise
+    if not is_mine and (holder := await _read_claim(store, member)).get("nonce") != nonce:
         raise RankTakenError(
-            f"rank {member.rank} (incarnation {member.incarnation}) of {store.uri} is already held by process "
-            f"{holder.get('pid')} on {holder.get('host')}: give each replica its own rank, and each run its own prefix"
+            f"rank {member.rank} of {store.uri} was taken by process {holder.get('pid')} on {holder.get('host')}: "
+            "give each replica its own rank; a rank that left cannot come back, so start a new run under a new prefix"
         )
+
+
+async def withdraw_claim(store: Store, member: Member, nonce: str) -> None:
+    """Delete this member's claim if it is the one made with `nonce`; bounded, and not interrupted by anyio scopes.
+
+    Only for a member that never contributed: others may wait for those who did.
+    """
+    with anyio.move_on_after(_WITHDRAW_BOUND_S, shield=True), contextlib.suppress(StoreError, ChunkError):
+        if (await _read_claim(store, member)).get("nonce") == nonce:
+            await store.delete(claim_key(member))
+
+
+async def _read_claim(store: Store, member: Member) -> dict[str, Any]:
+    key = claim_key(member)
+    return parse_document(await store.get(key), f"{store.uri}/{key}")
 
 
 async def wait_for_members(store: Store, world_size: int) -> tuple[Member, ...]:
@@ -59,7 +86,7 @@ async def list_members(store: Store) -> dict[int, Member]:
 async def _fix_world_size(store: Store, rank: int, world_size: int) -> None:
     if await store.put_if_absent(RUN, json.dumps({"version": 1, "n_replicas": world_size}).encode()):
         return
-    run = json.loads(bytes(await store.get(RUN)))
+    run = parse_document(await store.get(RUN), f"{store.uri}/{RUN}", "n_replicas")
     if run.get("n_replicas") != world_size:
         raise WorldSizeError(
             f"rank {rank} was given world_size={world_size}, but the run at {store.uri} has {run.get('n_replicas')} "

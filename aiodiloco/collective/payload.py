@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from aiodiloco.codec import get_codec
 from aiodiloco.codec.pieces import pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -39,21 +40,23 @@ _EXACT = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """What all ranks must agree on about one tensor."""
+    """What all ranks must agree on about one tensor; `tied_to` names an earlier one that is the very same elements."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    tied_to: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}"
+        return f"{self.dtype} {self.shape}" + (f" tied to {self.tied_to!r}" if self.tied_to else "")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Section:
-    """Flat tensors laid end to end: `ends[i]` is where `flats[i]` ends."""
+    """Flat tensors laid end to end: `ends[i]` is where `flats[i]`, the tensor `names[i]`, ends."""
 
     codec: str
+    names: tuple[str, ...]
     flats: tuple[Tensor, ...]
     ends: tuple[int, ...]
 
@@ -78,16 +81,18 @@ class Payload:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], wire: str) -> None:
-        named = sorted(tensors.items())
-        self.specs = tuple(_spec(name, tensor) for name, tensor in named)
         self._copies: list[tuple[Tensor, Tensor]] = []
-        groups: dict[str, list[Tensor]] = {wire: [], EXACT_WIRE: []}
-        for tensor in _drop_aliases(tensor for _, tensor in named):
-            groups[wire if tensor.dtype in _BY_WIRE else EXACT_WIRE].append(self._flat(tensor))
-        self.sections = tuple(
-            _Section(codec, tuple(flats), tuple(itertools.accumulate(t.numel() for t in flats)))
-            for codec, flats in groups.items()
-        )
+        specs: list[TensorSpec] = []
+        first: dict[tuple[object, ...], str] = {}
+        groups: dict[str, list[tuple[str, Tensor]]] = {wire: [], EXACT_WIRE: []}
+        for name in sorted(tensors, key=_checked_name):
+            tensor = tensors[name]
+            tied_to = first.setdefault(_identity(name, tensor), name)
+            specs.append(_spec(name, tensor, tied_to))
+            if tied_to == name:
+                groups[wire if tensor.dtype in _BY_WIRE else EXACT_WIRE].append((name, self._flat(tensor)))
+        self.specs = tuple(specs)
+        self.sections = tuple(_section(codec, named) for codec, named in groups.items())
 
     def grid_sections(self) -> list[tuple[str, int, float]]:
         """Return what `plan.make_grid` needs: per section its codec, element count and encoded bytes per element."""
@@ -106,7 +111,7 @@ class Payload:
     def read(self, chunk: Chunk) -> Tensor:
         """Return a copy of the chunk's elements: (chunk.numel,) fp32 or fp64 on the CPU."""
         out = self.empty(chunk)
-        for flat, start, stop, at in self._pieces(chunk):
+        for _, flat, start, stop, at in self._pieces(chunk):
             for target, source in pieces(out[at : at + stop - start], flat[start:stop]):
                 target.copy_(source)
         return out
@@ -114,9 +119,18 @@ class Payload:
     @torch.no_grad()
     def write(self, chunk: Chunk, values: Tensor) -> None:
         """Store `values`, (chunk.numel,) fp32 or fp64 on the CPU, as the chunk's elements."""
-        for flat, start, stop, at in self._pieces(chunk):
+        for _, flat, start, stop, at in self._pieces(chunk):
             for target, source in pieces(flat[start:stop], values[at : at + stop - start]):
                 _store(target, source)
+
+    def non_finite(self, chunk: Chunk, values: Tensor) -> str | None:
+        """Return the name of a tensor whose part of `values`, (chunk.numel,), has a NaN or an infinity, if any has."""
+        for name, _, start, stop, at in self._pieces(chunk):
+            for (piece,) in pieces(values[at : at + stop - start]):
+                low, high = torch.aminmax(piece)  # a NaN anywhere makes both NaN
+                if not (math.isfinite(low.item()) and math.isfinite(high.item())):
+                    return name
+        return None
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -131,22 +145,36 @@ class Payload:
             self._copies.append((tensor, plain))
         return (torch.view_as_real(plain) if tensor.is_complex() else plain).view(-1)
 
-    def _pieces(self, chunk: Chunk) -> list[tuple[Tensor, int, int, int]]:
-        """Return (flat tensor, from, to, offset in the chunk) for each tensor the chunk touches."""
-        section, pieces = self.sections[chunk.section], []
+    def _pieces(self, chunk: Chunk) -> list[tuple[str, Tensor, int, int, int]]:
+        """Return (name, flat tensor, from, to, offset in the chunk) for each tensor the chunk touches."""
+        section, touched = self.sections[chunk.section], []
         at, i = chunk.start, bisect.bisect_right(self.sections[chunk.section].ends, chunk.start)
         while at < chunk.stop:
             end = section.ends[i]
             begin = end - section.flats[i].numel()
             stop = min(end, chunk.stop)
-            pieces.append((section.flats[i], at - begin, stop - begin, at - chunk.start))
+            if stop > at:  # tensors without elements lie between the others
+                touched.append((section.names[i], section.flats[i], at - begin, stop - begin, at - chunk.start))
             at, i = stop, i + 1
-        return pieces
+        return touched
 
 
-def _spec(name: str, tensor: Tensor) -> TensorSpec:
-    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"all_reduce takes a dict of name -> torch.Tensor, and {name!r} is no str")
+    return name
+
+
+def _identity(name: str, tensor: Tensor) -> tuple[object, ...]:
+    """Return what two names share exactly if they are the same elements. Tensors without elements are all distinct."""
+    if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"all_reduce takes a dict of name -> torch.Tensor; {name!r} is a {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
+        return (name,)
+    return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _spec(name: str, tensor: Tensor, tied_to: str) -> TensorSpec:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _BY_WIRE | _EXACT:
         raise ValueError(
@@ -155,7 +183,13 @@ def _spec(name: str, tensor: Tensor) -> TensorSpec:
         )
     if tensor.numel() and any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
         raise ValueError(f"tensor {name!r} is expanded: its elements share memory; pass a .clone() of it")
-    return TensorSpec(name, tuple(tensor.shape), dtype)
+    return TensorSpec(name, tuple(tensor.shape), dtype, None if tied_to == name else tied_to)
+
+
+def _section(codec: str, named: list[tuple[str, Tensor]]) -> _Section:
+    flats = tuple(flat for _, flat in named)
+    ends = tuple(itertools.accumulate(flat.numel() for flat in flats))
+    return _Section(codec, tuple(name for name, _ in named), flats, ends)
 
 
 def _store(target: Tensor, values: Tensor) -> None:
@@ -165,15 +199,6 @@ def _store(target: Tensor, values: Tensor) -> None:
     elif not target.dtype.is_floating_point:
         values = values.round()
     target.copy_(values)
-
-
-def _drop_aliases(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the tensors without those that are the very same elements as an earlier one."""
-    unique: dict[tuple[object, ...], Tensor] = {}
-    for t in tensors:
-        same = (t.device, t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else (id(t),)
-        unique.setdefault(same, t)
-    return list(unique.values())
 
 
 def _element_bytes(codec: str) -> float:

@@ -9,9 +9,9 @@ import torch
 
 from aiodiloco.codec import REDUCED, ChunkHeader, get_codec, pack_chunk, unpack_chunk
 from aiodiloco.codec.pieces import pieces
-from aiodiloco.collective.decision import refuse
+from aiodiloco.collective.decision import refuse, wait_for_decision
 from aiodiloco.collective.waiting import get_when_there
-from aiodiloco.errors import ChunkError
+from aiodiloco.errors import ChunkError, CollectiveError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,10 +95,19 @@ class Reducer:
             data = await get_when_there(round_.store, round_.keys.chunk(member, chunk.index), round_.meter)
         header, body = await round_.in_worker(lambda: unpack_chunk(data))
         if header.payload != round_.digest:
-            await refuse(round_.store, round_.keys, round_.members, round_.meter)
-            await anyio.sleep_forever()  # the refusal is a decision: whoever waits for that ends this round
+            await self._refuse(member)
         check_header(header, chunk, member.rank)
         arrival.set(body, header.weight)
+
+    async def _refuse(self, member: Member) -> None:
+        """End the round on all ranks; or here alone, if it was decided before."""
+        round_ = self._round
+        await refuse(round_.store, round_.keys, round_.members, round_.meter)
+        await wait_for_decision(round_.store, round_.keys, round_.meter)
+        raise CollectiveError(
+            f"round {round_.keys.round} of fragment {round_.keys.fragment} was decided, but holds a contribution of "
+            f"rank {member.rank} to another all-reduce: do all ranks make the same calls in the same order?"
+        )
 
     async def _add(self, accumulator: Accumulator, arrived: tuple[Tensor, float]) -> None:
         with self._round.meter.phase("reduce"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, TypeVar
 
-import anyio.to_thread
-
 from aiodiloco.collective.keys import members_digest
-from aiodiloco.collective.meter import Meter
+from aiodiloco.collective.meter import AllReduceReport, Meter
+from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import anyio
 
     from aiodiloco.collective.agreement import Agreement
     from aiodiloco.collective.keys import Member, RoundKeys
@@ -30,7 +32,8 @@ class Round:
     Attributes:
         me: This rank.
         members: Everyone expected to take part, in rank order.
-        digest: Digest of the agreement; every chunk of the round carries it.
+        agreement_json: The agreement as it is stored.
+        digest: Digest of that; every chunk of the round carries it.
         weight: Weight of this rank's contribution, > 0.
         workers: Bounds the threads that encode, decode and reduce.
         concurrency: Requests in flight each way.
@@ -41,6 +44,7 @@ class Round:
     me: Member
     members: tuple[Member, ...]
     agreement: Agreement
+    agreement_json: bytes
     digest: bytes
     grid: tuple[Chunk, ...]
     weight: float
@@ -48,14 +52,19 @@ class Round:
     concurrency: int
     meter: Meter = dataclasses.field(default_factory=Meter)
 
-    @property
+    @functools.cached_property
     def position(self) -> int:
         """Index of this rank among the members."""
         return self.members.index(self.me)
 
+    @functools.cached_property
+    def members_digest(self) -> str:
+        """Name of the expected membership, part of the keys of the mean."""
+        return members_digest(self.members)
+
     def reduced_key(self, index: int) -> str:
         """Key of a chunk of the mean over the expected members."""
-        return self.keys.reduced(members_digest(self.members), index)
+        return self.keys.reduced(self.members_digest, index)
 
     async def put(self, key: str, data: Buffer) -> None:
         """Write an object, counted."""
@@ -64,5 +73,19 @@ class Round:
         self.meter.bytes_sent += len(data)
 
     async def in_worker(self, compute: Callable[[], T]) -> T:
-        """Run `compute` in a worker thread: tensor work never blocks the event loop."""
-        return await anyio.to_thread.run_sync(compute, limiter=self.workers)
+        """Run `compute` in a worker thread: tensor work never blocks the event loop. Cancelled, wait for its end."""
+        return await run_in_worker(lambda _: compute(), self.workers)
+
+    def report(self, total_s: float) -> AllReduceReport:
+        """Return what the round cost this rank so far, `total_s` seconds after it began."""
+        return AllReduceReport(
+            round=self.keys.round,
+            fragment=self.keys.fragment,
+            members=self.members,
+            algorithm=self.agreement.algorithm,
+            num_chunks=len(self.grid),
+            bytes_sent=self.meter.bytes_sent,
+            bytes_received=self.meter.bytes_received,
+            requests=self.meter.requests,
+            seconds={"total": total_s, **self.meter.seconds},
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio.to_thread
 import torch
 
-from aiodiloco.diloco.outer import NesterovSGD, OuterOptimizerFactory, OuterState
+from aiodiloco.diloco.outer import NesterovSGD, OuterOptimizerFactory, OuterState, check_same_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,7 +31,9 @@ class AllReduce(Protocol):
         *,
         wire: str | None,
         round: int | None,  # noqa: A002 - the field's word
+        fragment: int,
         basis: bytes,
+        settings: Mapping[str, str],
     ) -> AllReduceReport:
         """Replace every tensor by its mean over all ranks, in place."""
         ...
@@ -61,7 +63,9 @@ class DiLoCo:
         all_reduce: The transport.
         sync_every: Inner steps per round, H in the paper.
         outer: Makes the outer optimizer: `NesterovSGD(…)` or any torch optimizer class or factory.
-        wire: Format of the pseudo-gradients on the wire; None takes the transport's.
+        wire: Format of the pseudo-gradients on the wire; None takes the transport's. Parameters of float64 travel in
+            float64 whatever it is.
+        fragment: Number of this model on the transport: several models, or other all-reduces, each need their own.
         emit: Receives a `step` event for every inner step and a `round` event for every outer one.
 
     Raises:
@@ -83,6 +87,7 @@ class DiLoCo:
         sync_every: int,
         outer: OuterOptimizerFactory | None = None,
         wire: str | None = None,
+        fragment: int = 0,
         emit: Emit | None = None,
     ) -> None:
         if isinstance(sync_every, bool) or not isinstance(sync_every, int) or sync_every < 1:
@@ -100,12 +105,15 @@ class DiLoCo:
         self._all_reduce = all_reduce
         self._outer = OuterState(trainable, outer or NesterovSGD())
         self._wire = wire
+        self._fragment = fragment
         self._emit = emit or _ignore
         self._total: int | None = None
         self._synced_at = 0
         # A cancelled task leaves its worker thread running: the next round must not begin before that is through.
         self._applying = threading.Lock()
         self._evaluating = False
+        self._is_due = False
+        self._averaged: tuple[Mapping[str, Tensor], AllReduceReport] | None = None  # not yet applied
         self._tokens = 0
         self._clock = time.perf_counter()
 
@@ -147,8 +155,9 @@ class DiLoCo:
 
     def advance(self, *, loss: float | Tensor | None = None, tokens: int | None = None) -> bool:
         """Count one inner step; return True when `synchronize` is due. The half of `step` that never waits."""
-        if self._evaluating:
-            raise RuntimeError("step() inside outer_weights(): leave the evaluation before training on")
+        self._refuse_while_evaluating("step")
+        if self._is_due:
+            raise RuntimeError(f"round {self.round} is incomplete: repeat it with synchronize() before training on")
         self.inner_step += 1
         self._report_step(loss, tokens)
         return self.inner_step % self.sync_every == 0 or self.inner_step == self._total
@@ -158,21 +167,34 @@ class DiLoCo:
 
         After an error or a cancellation the round can be repeated by calling this again; nothing is applied twice.
         """
+        self._refuse_while_evaluating("synchronize")
         began = time.perf_counter()
-        round_input = await anyio.to_thread.run_sync(self._begin_round)
-        if round_input is None:
-            return
-        gradient, basis = round_input
-        report = await self._all_reduce.all_reduce(gradient, wire=self._wire, round=self.round, basis=basis)
-        await anyio.to_thread.run_sync(self._take_outer_step, gradient, report)
-        self._emit("round", step=self.inner_step, sync_s=time.perf_counter() - began, **report.to_dict())
+        if self._averaged is None:
+            round_input = await anyio.to_thread.run_sync(self._begin_round)
+            if round_input is None:
+                return
+            gradient, basis = round_input
+            report = await self._all_reduce.all_reduce(
+                gradient,
+                wire=self._wire,
+                round=self.round,
+                fragment=self._fragment,
+                basis=basis,
+                settings=self._settings(),
+            )
+            self._averaged = gradient, report
+        await anyio.to_thread.run_sync(self._take_outer_step, began)
 
     @contextlib.contextmanager
     def outer_weights(self) -> Iterator[nn.Module]:
         """Hold the outer parameters in the model while inside: these are the ones to evaluate, export and compare.
 
         The replica's own parameters come back on leaving. Right after a round the two are the same.
+
+        Raises:
+            RuntimeError: inside another `outer_weights`; and from `step`, `synchronize` and `state_dict` while inside.
         """
+        self._refuse_while_evaluating("outer_weights")
         local = self._outer.local_copy()
         self._outer.write_to_model()
         self._evaluating = True
@@ -183,11 +205,12 @@ class DiLoCo:
             self._outer.restore_local(local)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to continue to the bit, except random state and data position.
+        """Return the state of everything DiLoCo was given: model, inner and outer optimizer, and its own counters.
 
-        Covers the model, the inner optimizer, the outer parameters and the outer optimizer. Tensors are references, as
-        in torch: copy or save them before training on.
+        With what only the training loop knows (random state, data position, learning-rate schedule) training continues
+        from it to the bit. Tensors are references, as in torch: copy or save them before training on.
         """
+        self._refuse_while_evaluating("state_dict")
         return {
             "inner_step": self.inner_step,
             "round": self.round,
@@ -198,7 +221,13 @@ class DiLoCo:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken. Raises ValueError when it is of another model."""
+        """Continue where `state_dict` was taken, under a new prefix: rounds that are over are not repeated.
+
+        Raises:
+            ValueError: it is of another model; nothing was loaded.
+        """
+        self._outer.check_state(state["outer"])
+        check_same_tensors(state["model"], self._model.state_dict(), "model")
         self._outer.load_state_dict(state["outer"])
         self._model.load_state_dict(state["model"])
         self._inner_optimizer.load_state_dict(state["inner_optimizer"])
@@ -210,17 +239,41 @@ class DiLoCo:
         with self._applying:
             if self.inner_step == self._synced_at:
                 return None
+            self._is_due = True
             return self._outer.pseudo_gradient(), self._outer.digest()
 
-    def _take_outer_step(self, gradient: Mapping[str, Tensor], report: AllReduceReport) -> None:
-        """Apply a round whole: also when the waiting task is cancelled, parameters and counters change together."""
+    def _take_outer_step(self, began: float) -> None:
+        """Apply the averaged round, once: also if the task that waits for this is cancelled, all of it changes."""
         with self._applying:
+            if self._averaged is None:
+                return
+            gradient, report = self._averaged
             self._outer.step(gradient)
             self.round += 1
             self._synced_at = self.inner_step
+            self._averaged = None
+            self._is_due = False
             self.last_round = report
             self.bytes_sent += report.bytes_sent
             self.bytes_received += report.bytes_received
+            self._report_round(report, time.perf_counter() - began)
+
+    def _settings(self) -> dict[str, str]:
+        """What makes replicas diverge, or wait for each other in vain, when it is not the same on all."""
+        return {
+            "sync_every": str(self.sync_every),
+            "the inner step of the round": str(self.inner_step),
+            "the outer optimizer": self._outer.settings(),
+        }
+
+    def _refuse_while_evaluating(self, what: str) -> None:
+        if self._evaluating:
+            raise RuntimeError(f"{what}() inside outer_weights(): leave the evaluation first")
+
+    def _report_round(self, report: AllReduceReport, sync_s: float) -> None:
+        data = report.to_dict()
+        del data["members"]  # the round's decision names them; a thousand names in every event would be a burden
+        self._emit("round", step=self.inner_step, sync_s=sync_s, num_members=len(report.members), **data)
 
     def _report_step(self, loss: float | Tensor | None, tokens: int | None) -> None:
         data: dict[str, Any] = {"step": self.inner_step, "round": self.round}

@@ -14,7 +14,7 @@ from aiodiloco.codec import as_bytes, digest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["NesterovSGD", "OuterOptimizerFactory", "OuterState"]
+__all__ = ["NesterovSGD", "OuterOptimizerFactory", "OuterState", "check_same_tensors"]
 
 OuterOptimizerFactory: TypeAlias = Callable[[Iterable[torch.Tensor]], Optimizer]
 """Makes the outer optimizer for given parameters: `NesterovSGD(…)`, `torch.optim.Adam`, or a `functools.partial`."""
@@ -65,10 +65,18 @@ class OuterState:
     def pseudo_gradient(self) -> dict[str, Tensor]:
         """Return outer minus local parameters: what the inner steps did, with the sign of a gradient.
 
-        DiLoCo, Algorithm 1 (https://arxiv.org/abs/2311.08105). New CPU tensors; same names, shapes and dtypes as
-        `parameters`.
+        DiLoCo, Algorithm 1 (https://arxiv.org/abs/2311.08105). A model of half precision began the round from rounded
+        outer parameters, so these are what is subtracted from: the rounding itself must not be learned. New CPU
+        tensors; same names, shapes and dtypes as `parameters`.
         """
-        return {name: outer - self._local[name].to("cpu", outer.dtype) for name, outer in self.parameters.items()}
+        return {name: self._as_the_model_had_it(name) - self._on_cpu(name) for name in self.parameters}
+
+    def _as_the_model_had_it(self, name: str) -> Tensor:
+        outer = self.parameters[name]
+        return outer.to(self._local[name].dtype).to(outer.dtype)
+
+    def _on_cpu(self, name: str) -> Tensor:
+        return self._local[name].detach().to("cpu", self.parameters[name].dtype)
 
     def step(self, pseudo_gradient: Mapping[str, Tensor]) -> None:
         """Take one outer step along the averaged pseudo-gradient and make it the model's parameters."""
@@ -96,28 +104,44 @@ class OuterState:
             self._local[name].copy_(copy)
 
     def digest(self) -> bytes:
-        """Return 8 bytes that are the same on two replicas when their outer parameters are the same to the bit."""
-        flat = (self.parameters[name].detach().reshape(-1) for name in sorted(self.parameters))
-        return digest(*(as_bytes(p.view(torch.uint8)) for p in flat))
+        """Return 8 bytes that two replicas share when their outer parameters and momenta are the same to the bit."""
+        tensors = list(self.parameters.values())
+        for parameter in self.parameters.values():
+            state = self.optimizer.state.get(parameter, {})
+            tensors += [value for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
+        return digest(*(as_bytes(t.detach().reshape(-1).contiguous().view(torch.uint8)) for t in tensors))
+
+    def settings(self) -> str:
+        """Return the optimizer's class and hyperparameters as text, the same on replicas that step alike."""
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        return f"{type(self.optimizer).__name__}{groups}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return outer parameters and optimizer state."""
         return {"parameters": dict(self.parameters), "optimizer": self.optimizer.state_dict()}
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError, naming a parameter, unless `state` is of this model."""
+        check_same_tensors(state["parameters"], self.parameters, "outer state")
+
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned. Raises ValueError when it is of another model."""
-        saved: Mapping[str, Tensor] = state["parameters"]
-        wrong = [n for n in self.parameters.keys() | saved.keys() if _shape(saved, n) != _shape(self.parameters, n)]
-        if wrong:
-            name = min(wrong)
-            raise ValueError(
-                f"the saved outer state does not fit this model: parameter {name!r} is {_shape(saved, name)} there and "
-                f"{_shape(self.parameters, name)} here ({len(wrong)} differ); build the model it was saved from"
-            )
+        self.check_state(state)
         for name, outer in self.parameters.items():
-            outer.copy_(saved[name])
+            outer.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def check_same_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
+    """Raise ValueError, naming a tensor, unless both have the same names and shapes."""
+    wrong = [name for name in own.keys() | saved.keys() if _shape(saved, name) != _shape(own, name)]
+    if wrong:
+        name = min(wrong)
+        raise ValueError(
+            f"the saved {what} does not fit this model: parameter {name!r} is {_shape(saved, name)} there and "
+            f"{_shape(own, name)} here ({len(wrong)} differ); build the model it was saved from"
+        )
 
 
 def _master_copy(parameter: nn.Parameter) -> Tensor:

@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from anyio.from_thread import BlockingPortal
     from torch import Tensor, nn
 
     from aiodiloco.collective import AllReduceReport
     from aiodiloco.diloco.diloco import DiLoCo
+    from aiodiloco.diloco.portal import NetworkThread
 
 __all__ = ["SyncDiLoCo"]
 
@@ -22,12 +22,17 @@ class SyncDiLoCo:
 
     Args:
         diloco: What does the work.
-        portal: Leads into the event loop that the transport lives in.
+        network: The thread that the transport lives in.
     """
 
-    def __init__(self, diloco: DiLoCo, portal: BlockingPortal) -> None:
+    def __init__(self, diloco: DiLoCo, network: NetworkThread) -> None:
         self._diloco = diloco
-        self._portal = portal
+        self._network = network
+
+    @property
+    def sync_every(self) -> int:
+        """Inner steps per round."""
+        return self._diloco.sync_every
 
     @property
     def inner_step(self) -> int:
@@ -65,7 +70,7 @@ class SyncDiLoCo:
 
     def synchronize(self) -> None:
         """Average all replicas' work since the last round now; see `DiLoCo.synchronize`."""
-        self._portal.call(self._diloco.synchronize)
+        self._network.call(self._diloco.synchronize)
 
     def outer_weights(self) -> AbstractContextManager[nn.Module]:
         """Hold the outer parameters in the model while inside; see `DiLoCo.outer_weights`."""

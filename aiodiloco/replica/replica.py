@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,12 @@ from aiodiloco.events import EventWriter
 from aiodiloco.replica.logs import capture_logs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     import torch
     from torch import Tensor, nn
 
+    from aiodiloco.collective import AllReduceReport
     from aiodiloco.diloco import OuterOptimizerFactory
     from aiodiloco.store import Store
 
@@ -27,31 +29,35 @@ class Replica:
     """This process's place in a run; what `join` gives.
 
     Attributes:
-        rank: 0 .. world_size - 1.
-        world_size: Number of ranks.
-        store: The run's own prefix of the store, open.
-        all_reduce: The transport, for averaging tensors of one's own.
+        transport: The all-reduce itself. Its fragment 0 is free for rounds of one's own; models take 1, 2, …
         events: The run's event log.
     """
 
-    def __init__(self, all_reduce: ObjectStoreAllReduce, events: EventWriter) -> None:
-        self.all_reduce = all_reduce
+    def __init__(self, transport: ObjectStoreAllReduce, events: EventWriter) -> None:
+        self.transport = transport
         self.events = events
+        self._fragments = itertools.count(1)
 
     @property
     def rank(self) -> int:
-        """This rank."""
-        return self.all_reduce.rank
+        """This rank, 0 .. world_size - 1."""
+        return self.transport.rank
 
     @property
     def world_size(self) -> int:
         """Number of ranks in the run."""
-        return self.all_reduce.world_size
+        return self.transport.world_size
 
     @property
     def store(self) -> Store:
         """The run's own prefix of the store."""
-        return self.all_reduce.store
+        return self.transport.store
+
+    async def all_reduce(
+        self, tensors: Mapping[str, Tensor], *, weight: float = 1.0, wire: str | None = None
+    ) -> AllReduceReport:
+        """Average tensors of one's own over all ranks, in place; see `ObjectStoreAllReduce.all_reduce`."""
+        return await self.transport.all_reduce(tensors, weight=weight, wire=wire)
 
     def report(self, step: int, **metrics: float | str | Tensor) -> None:
         """Add a `metrics` event to the run's log, e.g. `report(step, loss=0.7, accuracy=0.9)`. Never blocks.
@@ -74,6 +80,8 @@ class Replica:
     ) -> DiLoCo:
         """Return a `DiLoCo` that trains `model` as this rank; its steps and rounds go to the run's event log.
 
+        For several models call it once for each, in the same order on every rank.
+
         Args:
             model: Initialised alike on every rank.
             inner_optimizer: Any torch optimizer over its parameters.
@@ -91,10 +99,11 @@ class Replica:
         return DiLoCo(
             model,
             inner_optimizer,
-            self.all_reduce,
+            self.transport,
             sync_every=sync_every,
             outer=outer,
             wire=wire,
+            fragment=next(self._fragments),
             emit=self.events.emit,
         )
 
@@ -105,7 +114,6 @@ async def join(
     *,
     rank: int,
     world_size: int,
-    incarnation: int = 0,
     wire: str = "fp32",
     timeout: float = 600.0,
     log_capture: bool = True,
@@ -116,7 +124,6 @@ async def join(
         rendezvous_uri: The run's own prefix in a store, the same for all ranks and for no other run.
         rank: 0 .. world_size - 1, each taken once.
         world_size: Number of ranks; the first to join fixes it for the run.
-        incarnation: Which life of this rank this is, from 0; a restarted rank counts up.
         wire: Wire format of its all-reduces unless they name another.
         timeout: Seconds an all-reduce waits for the slowest rank.
         log_capture: Also write what passes the root logger to the event log.
@@ -126,14 +133,12 @@ async def join(
         StoreError: the store cannot be used.
         WorldSizeError, RankTakenError: the run has another size, or the rank is held by another process.
     """
-    all_reduce = ObjectStoreAllReduce(
-        rendezvous_uri, rank=rank, world_size=world_size, incarnation=incarnation, wire=wire, timeout=timeout
-    )
-    async with all_reduce, EventWriter(all_reduce.store, str(all_reduce.member)) as events:
+    transport = ObjectStoreAllReduce(rendezvous_uri, rank=rank, world_size=world_size, wire=wire, timeout=timeout)
+    async with transport, EventWriter(transport.store, str(transport.member)) as events:
         with capture_logs(events) if log_capture else contextlib.nullcontext():
             events.emit("joined", rank=rank, world_size=world_size, pid=os.getpid())
             try:
-                yield Replica(all_reduce, events)
+                yield Replica(transport, events)
             except BaseException as exc:
                 events.emit("left", rank=rank, error=f"{type(exc).__name__}: {exc}")
                 raise

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 
 from aiodiloco.diloco import SyncDiLoCo
+from aiodiloco.diloco.portal import NetworkThread
 from aiodiloco.replica.replica import Replica, join
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ __all__ = ["SyncReplica", "join_sync"]
 class SyncReplica:
     """A `Replica` for sync code: the same words, without await."""
 
-    def __init__(self, replica: Replica, portal: BlockingPortal) -> None:
+    def __init__(self, replica: Replica, network: NetworkThread) -> None:
         self._replica = replica
-        self._portal = portal
+        self._network = network
 
     @property
     def rank(self) -> int:
@@ -44,13 +45,11 @@ class SyncReplica:
         """Add a `metrics` event to the run's log; see `Replica.report`."""
         self._replica.report(step, **metrics)
 
-    def all_reduce(self, tensors: Mapping[str, Tensor], *, weight: float = 1.0) -> AllReduceReport:
-        """Average tensors over all ranks in place; see `ObjectStoreAllReduce.all_reduce`."""
-
-        async def call() -> AllReduceReport:
-            return await self._replica.all_reduce.all_reduce(tensors, weight=weight)
-
-        return self._portal.call(call)
+    def all_reduce(
+        self, tensors: Mapping[str, Tensor], *, weight: float = 1.0, wire: str | None = None
+    ) -> AllReduceReport:
+        """Average tensors of one's own over all ranks, in place; see `ObjectStoreAllReduce.all_reduce`."""
+        return self._network.call(lambda: self._replica.all_reduce(tensors, weight=weight, wire=wire))
 
     def diloco(
         self,
@@ -75,7 +74,7 @@ class SyncReplica:
             mix=mix,
             wire=wire,
         )
-        return SyncDiLoCo(inner, self._portal)
+        return SyncDiLoCo(inner, self._network)
 
 
 @contextlib.contextmanager
@@ -84,7 +83,6 @@ def join_sync(
     *,
     rank: int,
     world_size: int,
-    incarnation: int = 0,
     wire: str = "fp32",
     timeout: float = 600.0,
     log_capture: bool = True,
@@ -94,7 +92,6 @@ def join_sync(
         rendezvous_uri,
         rank=rank,
         world_size=world_size,
-        incarnation=incarnation,
         wire=wire,
         timeout=timeout,
         log_capture=log_capture,
@@ -103,4 +100,4 @@ def join_sync(
         start_blocking_portal(name="aiodiloco-network") as portal,
         portal.wrap_async_context_manager(joined) as replica,
     ):
-        yield SyncReplica(replica, portal)
+        yield SyncReplica(replica, NetworkThread(portal))

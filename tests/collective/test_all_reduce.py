@@ -191,7 +191,7 @@ async def test_a_refused_round_leaves_the_tensors_as_they_were():
 async def test_a_rank_taken_twice_is_refused_and_names_the_holder():
     store = MemoryStore()
     async with ObjectStoreAllReduce(store, rank=1, world_size=2):
-        with pytest.raises(RankTakenError, match=r"rank 1 .* already held by process \d+ on .*own rank"):
+        with pytest.raises(RankTakenError, match=r"rank 1 .* was taken by process \d+ on .*own rank"):
             async with ObjectStoreAllReduce(store, rank=1, world_size=2):
                 pass
 

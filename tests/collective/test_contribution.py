@@ -6,6 +6,7 @@ import weakref
 import anyio
 import torch
 
+from aiodiloco.codec import digest
 from aiodiloco.collective.agreement import Agreement
 from aiodiloco.collective.contribution import Contribution
 from aiodiloco.collective.keys import Member, RoundKeys
@@ -17,14 +18,15 @@ from aiodiloco.store import MemoryStore
 
 async def test_a_chunk_is_encoded_once_for_all_its_uses_and_then_dropped():
     payload = Payload({"w": torch.arange(3000.0)}, "fp32")
-    agreement = Agreement(payload.specs, "fp32", "gather", 1, "")
+    agreement = Agreement(payload.specs, "fp32", "gather", 1)
     round_ = Round(
         store=MemoryStore(),
         keys=RoundKeys(0, 0),
         me=Member(0, 0),
         members=(Member(0, 0),),
         agreement=agreement,
-        digest=agreement.digest(),
+        agreement_json=agreement.to_json(),
+        digest=digest(agreement.to_json()),
         grid=make_grid(payload.grid_sections(), 1),
         weight=1.0,
         workers=anyio.CapacityLimiter(1),

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from aiodiloco.codec import digest
 from aiodiloco.collective.agreement import Agreement
 from aiodiloco.collective.decision import Decision, Manifest, decide, refuse, wait_for_decision
 from aiodiloco.collective.keys import Member, RoundKeys
@@ -13,12 +14,12 @@ from aiodiloco.errors import RoundRefusedError
 from aiodiloco.store import MemoryStore
 
 KEYS, MEMBERS = RoundKeys(3, 0), (Member(0, 0), Member(1, 2))
-AGREEMENT = Agreement((TensorSpec("w", (2, 3), "float32"),), "fp32", "gather", 1024, "")
+AGREEMENT = Agreement((TensorSpec("w", (2, 3), "float32"),), "fp32", "gather", 1024)
 
 
 async def contribute(store, member, agreement, weight=1.0):
     await store.put(KEYS.payload(member), agreement.to_json())
-    await store.put(KEYS.manifest(member), Manifest(1, weight, agreement.digest().hex()).to_json())
+    await store.put(KEYS.manifest(member), Manifest(1, weight, digest(agreement.to_json()).hex()).to_json())
 
 
 async def test_a_decision_names_the_members_their_incarnations_and_weights():
