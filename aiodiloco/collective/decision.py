@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from typing import TYPE_CHECKING
@@ -93,7 +94,10 @@ async def decide(store: Store, keys: RoundKeys, members: Iterable[Member], meter
 
 
 async def refuse(store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter) -> None:
-    """Write a decision against the round, saying which ranks' contributions differ in what."""
+    """Write a decision against the round, unless there is one, saying which ranks' contributions differ in what."""
+    with contextlib.suppress(KeyNotFoundError), meter.request("download"):
+        await store.get(keys.decision, length=0)
+        return
     agreements: dict[int, Agreement] = {}
 
     async def read(member: Member) -> None:

@@ -264,3 +264,89 @@ async def test_cancelled_at_any_await_a_round_can_be_repeated_and_is_applied_onc
         take_inner_steps()
         steps = await cancel_at_every_step(disturbed.diloco.synchronize, repeat, how=how)
     assert steps > 20
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+async def test_many_small_outer_steps_add_up_also_in_half_precision(dtype):
+    """One rank moves a bf16 ulp a round and the other stands still: the outer parameter moves half an ulp a round."""
+    async with open_ranks(MemoryStore(), 2) as ranks:
+
+        async def train(rank):
+            model = nn.Linear(1, 1, bias=False, dtype=dtype)
+            with torch.no_grad():
+                model.weight.fill_(1.0)
+            inner = torch.optim.SGD(model.parameters(), lr=0.1)
+            diloco = DiLoCo(model, inner, rank, sync_every=1, outer=NesterovSGD(lr=1.0, momentum=0.0))
+            for _ in diloco.steps(20):
+                if rank.rank == 0:
+                    with torch.no_grad():
+                        model.weight += 2**-7
+                await diloco.step()
+            return diloco._outer.parameters["weight"].item()
+
+        assert await on_all(ranks, train) == [1 + 20 * 2**-8] * 2
+
+
+async def test_settings_that_would_make_replicas_diverge_are_refused_by_name():
+    cases = [
+        ({"sync_every": 2}, {"sync_every": 4}, "sync_every is 2 on rank 0 but 4 on rank 1"),
+        ({"outer": NesterovSGD(lr=0.7)}, {"outer": NesterovSGD(lr=0.1)}, "the outer optimizer is SGD"),
+        ({"total": 5}, {"total": 6}, "the inner step of the round is 5 on rank 0 but 6 on rank 1"),
+    ]
+    for first, second, message in cases:
+        options = [{"sync_every": 100 if "total" in first else 2, "total": 8} | case for case in (first, second)]
+        totals = [option.pop("total") for option in options]
+        async with open_ranks(MemoryStore(), 2) as ranks:
+            replicas = [TrainingReplica(r, rank=r.rank, **options[r.rank]) for r in ranks]
+            errors = await on_all(
+                ranks, lambda r, replicas=replicas, totals=totals: replicas[r.rank].train(totals[r.rank])
+            )
+        assert all(isinstance(e, RoundRefusedError) and message in str(e) for e in errors), errors
+
+
+async def test_a_run_that_goes_back_under_its_prefix_is_refused():
+    async with open_ranks(MemoryStore(), 1) as (rank,):
+        replica = TrainingReplica(rank, sync_every=2)
+        start = copy.deepcopy(replica.diloco.state_dict())
+        await replica.train(4)
+        replica.diloco.load_state_dict(start)
+        with pytest.raises(ValueError, match="to go back to an earlier state, start a new run under a new prefix"):
+            await replica.train(4)
+
+
+async def test_training_on_after_a_failed_round_is_refused_until_it_is_repeated():
+    async with open_ranks(MemoryStore(), 2) as (rank, _):
+        replica = TrainingReplica(rank, sync_every=1)
+        rank._timeout = 0.1
+        with pytest.raises(RoundTimeoutError):
+            await replica.train(3)
+        with pytest.raises(RuntimeError, match=r"round 0 is incomplete: repeat it with synchronize\(\)"):
+            await replica.diloco.step()
+
+
+async def test_outer_weights_refuses_what_would_lose_the_local_ones():
+    async with open_ranks(MemoryStore(), 1) as (rank,):
+        replica = TrainingReplica(rank, sync_every=10)
+        await replica.train(10, stop=3)
+        with replica.diloco.outer_weights():
+            with pytest.raises(RuntimeError, match=r"synchronize\(\) inside outer_weights"):
+                await replica.diloco.synchronize()
+            with pytest.raises(RuntimeError, match=r"state_dict\(\) inside outer_weights"):
+                replica.diloco.state_dict()
+            with (
+                pytest.raises(RuntimeError, match=r"outer_weights\(\) inside outer_weights"),
+                replica.diloco.outer_weights(),
+            ):
+                pass
+        await replica.train(10)
+
+
+async def test_a_state_of_another_model_is_refused_and_nothing_is_loaded():
+    async with open_ranks(MemoryStore(), 1) as (rank,):
+        replica = TrainingReplica(rank, sync_every=2)
+        await replica.train(4)
+        state, before = copy.deepcopy(replica.diloco.state_dict()), replica.bits()
+        state["model"]["0.weight"] = torch.zeros(2, 2)
+        with pytest.raises(ValueError, match=r"saved model does not fit this model: parameter '0.weight' is \(2, 2\)"):
+            replica.diloco.load_state_dict(state)
+        assert replica.bits() == before

@@ -1,7 +1,11 @@
 """Joining a run from inside a replica: async and sync, and what the event log keeps of it."""
 
+import contextlib
 import logging
+import os
+import signal
 import threading
+import warnings
 
 import anyio
 import pytest
@@ -158,3 +162,57 @@ async def test_streaming_options_of_a_later_release_are_refused_by_name(tmp_path
         model = make_model()
         with pytest.raises(ValueError, match=f"{option}={value}: this release synchronises the model whole"):
             replica.diloco(model, torch.optim.SGD(model.parameters()), sync_every=1, **{option: value})
+
+
+async def test_ones_own_averages_and_several_models_have_rounds_of_their_own(tmp_path):
+    async def train(rank):
+        async with join(tmp_path, rank=rank, world_size=2) as replica:
+            models = [make_model(), make_model(seed=1)]
+            inners = [torch.optim.SGD(m.parameters(), lr=0.01) for m in models]
+            dilocos = [replica.diloco(m, i, sync_every=1) for m, i in zip(models, inners, strict=True)]
+            for number in range(3):
+                for diloco in dilocos:
+                    await diloco.step()
+                loss = {"loss": torch.tensor([float(rank + number)])}
+                await replica.all_reduce(loss)
+                assert loss["loss"].item() == number + 0.5
+            return [d.round for d in dilocos]
+
+    assert await in_parallel(lambda: train(0), lambda: train(1)) == [[3, 3], [3, 3]]
+
+
+def test_an_interrupted_synchronize_ends_its_round_and_can_be_repeated(tmp_path):
+    """As Ctrl-C does: KeyboardInterrupt in the training thread while it waits for a peer."""
+    with join_sync(tmp_path, rank=0, world_size=2) as replica:
+        model = make_model()
+        diloco = replica.diloco(model, torch.optim.SGD(model.parameters(), lr=0.1), sync_every=1)
+        for _ in range(2):  # the second waits on as the first did, not "still running"
+            with pytest.raises(KeyboardInterrupt), interrupt_after(0.3):
+                diloco.step() if diloco.inner_step == 0 else diloco.synchronize()
+        before = [p.tolist() for p in model.parameters()]
+        assert [p.tolist() for p in model.parameters()] == before
+        assert diloco.round == 0
+
+
+@contextlib.contextmanager
+def interrupt_after(seconds):
+    timer = threading.Timer(seconds, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+def test_a_forked_child_is_told_to_join_itself(tmp_path):
+    with join_sync(tmp_path, rank=0, world_size=1) as replica:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is what is tested
+            pid = os.fork()
+        if pid == 0:
+            try:
+                replica.all_reduce({"w": torch.ones(1)})
+            except RuntimeError as exc:
+                os._exit(42 if "join in the child" in str(exc) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
