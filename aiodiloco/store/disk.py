@@ -7,7 +7,6 @@ import itertools
 import os
 import secrets
 import stat
-import time
 from typing import TYPE_CHECKING, TypeVar
 
 from aiodiloco.errors import KeyNotFoundError, StoreError, StoreUnsupportedError
@@ -35,16 +34,22 @@ def prepare_root(root: Path) -> None:
     """Make the root and its temp directory, and remove temp files that writers killed long ago left behind."""
     temp_dir = root / TEMP_DIR
     temp_dir.mkdir(parents=True, exist_ok=True)
-    oldest = time.time() - _TEMP_MAX_AGE_S
+    probe = temp_dir / secrets.token_hex(8)
+    _with_parents(probe, probe.touch)  # a root that cannot be written to fails here, not in the middle of a run
+    try:
+        # The file system's own clock: on a shared one, this machine's may be days from that of a live writer.
+        _sweep(temp_dir, probe.stat().st_mtime - _TEMP_MAX_AGE_S)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _sweep(temp_dir: Path, oldest: float) -> None:
     for temp in temp_dir.iterdir():
         try:
             if temp.stat().st_mtime < oldest:
                 temp.unlink()
         except FileNotFoundError:  # its writer published it, or another process swept it
             continue
-    probe = temp_dir / secrets.token_hex(8)
-    probe.touch()  # a root that cannot be written to fails here, not in the middle of a run
-    probe.unlink()
 
 
 def is_file(path: Path) -> bool:

@@ -114,6 +114,19 @@ async def test_a_writer_killed_in_the_middle_leaves_the_object_as_it_was(tmp_pat
         assert "of-a-live-writer" in _names(temp_dir)
 
 
+async def test_the_age_of_a_temp_file_is_told_by_the_clock_of_its_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by this machine's, which may be days off: the file may belong to a live writer on another machine."""
+    async with FileStore(tmp_path):
+        pass
+    (tmp_path / ".tmp/of-a-live-writer").touch()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 48 * 3600)
+    async with FileStore(tmp_path):
+        assert _names(tmp_path / ".tmp") == ["of-a-live-writer"]
+
+
 async def test_nothing_is_left_of_failed_and_lost_writes(tmp_path: Path) -> None:
     """Losing a race, or failing to get into place, removes the temp file; deleting all removes the directories."""
     async with FileStore(tmp_path) as store:
