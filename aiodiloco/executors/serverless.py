@@ -52,7 +52,9 @@ class ServerlessExecutor(Protocol):
 
         Args:
             n_replicas: At least 1.
-            entrypoint: Called in each replica as `entrypoint(rank=…, **entrypoint_args)`.
+            entrypoint: Called in each replica as `entrypoint(rank=…, **entrypoint_args)`. To check one given by its
+                name before anything starts, its module is imported in this process, too; where that imports torch,
+                this process has torch from then on.
             entrypoint_args: JSON values; tuples arrive as lists.
             gpu: The device each replica needs, in the backend's own words.
             timeout: Seconds a replica may run before the backend ends it. None: the backend's own default, which is

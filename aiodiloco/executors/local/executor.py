@@ -23,13 +23,16 @@ __all__ = ["LocalProcessExecutor"]
 class LocalProcessExecutor(Executor):
     """Runs replicas as processes of this machine, for development, tests and machines with several devices.
 
-    Replicas are forked from a supervisor process, in which torch is imported once, so they start in milliseconds.
-    They end with the process that launched them, however that ends. Each has a process group of its own, its share of
-    the cores (unless OMP_NUM_THREADS is set), and writes its output, result and exit code to files, so any process
-    that has the handle can poll, stream and collect, also after the driver died. `launch_replicas(timeout=None)`
-    bounds a replica to 24 hours. A cancelled replica gets SIGTERM: an async entrypoint is cancelled, a sync one gets a
-    KeyboardInterrupt, and `finally` blocks have `grace` seconds. Linux; on macOS replicas outlive a supervisor that
-    was killed by hand.
+    Replicas are forked from a supervisor process, in which torch is imported once (see `preload`), so they start in
+    milliseconds. Unless detached, they end with the process that launched them, however that ends. Each has a process
+    group of its own, its share of the cores (unless OMP_NUM_THREADS is set), and writes its output, result and exit
+    code to files, so any process of this machine that has the handle can poll, stream and collect, also after the
+    driver died. `launch_replicas(timeout=None)` bounds a replica to 24 hours. A cancelled replica gets SIGTERM: an
+    async entrypoint is cancelled, a sync one gets a KeyboardInterrupt, and `finally` blocks have `grace` seconds.
+    Linux; on macOS replicas outlive a supervisor that was killed by hand.
+
+    An entrypoint given as `"module:function"` is checked by importing its module in this process: where that imports
+    torch, this process has torch from then on.
 
     Args:
         root: Where replicas leave logs and results; runs that ended more than seven days ago are removed. By default
