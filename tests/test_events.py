@@ -406,6 +406,43 @@ async def test_two_processes_of_one_name_are_noticed(caplog: pytest.LogCaptureFi
     assert "another process logs as '0-0'" in caplog.text
 
 
+async def test_a_writer_is_entered_once() -> None:
+    """Entered a second time, nested or later, it would drop what it is given: it says so instead."""
+    store = MemoryStore()
+    writer = EventWriter(store, "0-0", flush_s=60)
+    async with writer:
+        with pytest.raises(RuntimeError, match="the event writer '0-0' was entered before: make another"):
+            await writer.__aenter__()
+        writer.emit("step", number=0)
+    with pytest.raises(RuntimeError, match="the event writer '0-0' was entered before: make another"):
+        async with writer:
+            pass
+    found, _ = await read_events(store)
+    assert _numbers(found, "0-0") == [0]
+
+
+async def test_a_store_that_does_not_answer_refuses_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a bounded time, and by name; an error of the store's own passes as it is."""
+
+    class Silent(MemoryStore):
+        async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[str]:
+            await anyio.sleep_forever()
+            yield ""
+
+    class TimesOut(MemoryStore):
+        async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[str]:
+            raise TimeoutError("the store's own")
+            yield ""
+
+    monkeypatch.setattr(writer_module, "_OPEN_S", 0.05)
+    with anyio.fail_after(5), pytest.raises(StoreError, match=r"memory://.* does not answer: listing .*0-0.* 0.05 s"):
+        async with EventWriter(Silent("silent"), "0-0"):
+            pass
+    with pytest.raises(TimeoutError, match="the store's own"):
+        async with EventWriter(TimesOut(), "0-0"):
+            pass
+
+
 @pytest.mark.parametrize("writer", ["", "a/b", "..", "a b"])
 def test_writers_that_are_no_component_are_refused(writer: str) -> None:
     with pytest.raises(ValueError, match="not valid"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import anyio
 from anyio import to_thread
 
+from aiodiloco.errors import StoreError
 from aiodiloco.events.plain import hold, plain
 from aiodiloco.events.record import check_writer, object_key, parse_key, writer_prefix
 
@@ -27,6 +28,7 @@ __all__ = ["EventWriter"]
 
 _log = logging.getLogger(__name__)
 
+_OPEN_S = 30.0
 _FINAL_FLUSH_S = 5.0
 _MAX_BUFFERED = 100_000  # events: some 10 MB, and ten seconds of a dead store at 10^4 events/s
 
@@ -50,7 +52,7 @@ class EventWriter:
     Args:
         store: An open store, rooted at the run.
         writer: Name of this process in the log, one key component; no other process may write under it at the same
-            time. One that did earlier is continued.
+            time. One that did earlier is continued, by an EventWriter of its own: each is entered once.
         flush_s: Seconds between two writes, > 0.
     """
 
@@ -68,6 +70,7 @@ class EventWriter:
         self._lines: list[bytes] = []  # encoded, not yet written
         self._next_seq = 0
         self._tasks: TaskGroup | None = None
+        self._was_entered = False
 
     def emit(self, kind: str, /, **data: object) -> None:
         """Note an event; never blocks and never fails, whatever the values; callable from any thread.
@@ -88,9 +91,23 @@ class EventWriter:
                 self._num_dropped += 1
 
     async def __aenter__(self) -> Self:
-        async for key in self._store.list(writer_prefix(self._writer)):
-            if (parsed := parse_key(key)) is not None:
-                self._next_seq = parsed[1] + 1
+        """Find where an earlier writer of this name stopped, and start to write in the background.
+
+        Raises:
+            RuntimeError: entered before.
+            StoreError: the store could not be read, or did not answer within 30 s.
+        """
+        if self._was_entered:
+            raise RuntimeError(
+                f"the event writer {self._writer!r} was entered before: make another, which continues after its events"
+            )
+        self._was_entered = True
+        with anyio.move_on_after(_OPEN_S) as scope:
+            await self._find_next_seq()
+        if scope.cancelled_caught:
+            raise StoreError(
+                f"{self._store.uri} does not answer: listing {writer_prefix(self._writer)} took longer than {_OPEN_S} s"
+            )
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._flush_forever)
         return self
@@ -110,6 +127,11 @@ class EventWriter:
                 await self._flush()
             if lost := self._num_buffered + self._num_dropped:
                 _log.error("the last %d events of %s are lost: the store did not take them", lost, self._writer)
+
+    async def _find_next_seq(self) -> None:
+        async for key in self._store.list(writer_prefix(self._writer)):
+            if (parsed := parse_key(key)) is not None:
+                self._next_seq = parsed[1] + 1
 
     async def _flush_forever(self) -> None:
         while True:
