@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import gc
 import json
 import logging
 import math
 import threading
+import time
 import typing
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -27,7 +29,7 @@ from aiodiloco.events.record import object_key, parse_key
 from aiodiloco.store import Buffer, FileStore, MemoryStore, Store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from aiodiloco.records import JSON
@@ -652,6 +654,56 @@ async def test_ten_thousand_events_a_second(caplog: pytest.LogCaptureFixture) ->
         found, _ = await read_events(store)
     assert _numbers(found, "0-0") == list(range(20_000))
     assert not caplog.text
+
+
+async def _store_many(store: Store, *, num_writers: int, num_events: int, per_object: int) -> None:
+    for writer in (f"{rank}-0" for rank in range(num_writers)):
+        lines = [Event("step", writer, seq, 1.5, {"number": seq}).to_json().encode() for seq in range(num_events)]
+        for first in range(0, num_events, per_object):
+            key = object_key(writer, first + per_object - 1)
+            await store.put(key, b"\n".join(lines[first : first + per_object]))
+
+
+async def _longest_step(work: Callable[[], Awaitable[None]]) -> float:
+    """Return the most seconds of its own processor time that the event loop's thread takes between two turns."""
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.thread_time()
+            await anyio.sleep(0.001)
+            longest = max(longest, time.thread_time() - before)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        await anyio.sleep(0.01)
+        await work()
+        await anyio.sleep(0.01)  # the last step counts
+        tasks.cancel_scope.cancel()
+    return longest
+
+
+async def test_reading_a_long_log_leaves_the_event_loop_free() -> None:
+    """Of 10^5 events: read at once, or followed."""
+    store = MemoryStore()
+    await _store_many(store, num_writers=4, num_events=25_000, per_object=2500)
+
+    kept = []  # freeing them takes a while, too
+
+    async def read() -> None:
+        kept.append((await read_events(store))[0])
+
+    async def follow() -> None:
+        kept.append(await _follow(store, 100_000))
+
+    gc.disable()  # collections take what they take, in whichever thread they come due
+    try:
+        assert await _longest_step(read) < 0.02
+        assert await _longest_step(follow) < 0.02
+    finally:
+        gc.enable()
+    assert [len(events) for events in kept] == [100_000, 100_000]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -6,9 +6,10 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio import to_thread
 
 from aiodiloco.errors import KeyNotFoundError
@@ -16,6 +17,8 @@ from aiodiloco.events.record import PREFIX, Cursor, Event, object_key, parse_key
 from aiodiloco.store.fan_out import map_concurrently
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiodiloco.store import Store
 
 __all__ = ["follow_events", "read_events"]
@@ -23,6 +26,10 @@ __all__ = ["follow_events", "read_events"]
 _log = logging.getLogger(__name__)
 
 _OBJECTS_PER_PASS = 128  # per writer, so that a late follower of a long run needs memory for minutes of it, not days
+
+_EVENTS_PER_TURN = 256  # of a follower, who may do something with each
+
+T = TypeVar("T")
 
 _Objects: TypeAlias = "dict[str, list[Event]]"  # key -> its events
 
@@ -47,13 +54,13 @@ async def read_events(store: Store, cursor: Cursor | None = None) -> tuple[list[
     Raises:
         StoreError: the store could not be read.
     """
-    events: list[Event] = []
+    passes: list[list[Event]] = []
     cursor = cursor or Cursor()
     while True:
         found, cursor, complete = await _read_pass(store, cursor)
-        events += found
+        passes.append(found)
         if complete:
-            return sorted(events, key=lambda e: (e.writer, e.seq)), cursor
+            return await _in_worker(partial(_by_writer, passes)), cursor
 
 
 async def follow_events(
@@ -77,7 +84,9 @@ async def follow_events(
     cursor = cursor or Cursor()
     while True:
         found, cursor, complete = await _read_pass(store, cursor)
-        for event in found:
+        for number, event in enumerate(found):
+            if number % _EVENTS_PER_TURN == 0:
+                await anyio.lowlevel.checkpoint()
             yield event
         if complete:
             await anyio.sleep(poll_s)
@@ -91,14 +100,22 @@ async def _read_pass(store: Store, cursor: Cursor) -> tuple[list[Event], Cursor,
     await _fetch(store, listed, objects)
     # A listing is no snapshot: it can show an object and miss an earlier one, written while it ran. One made now,
     # after the later one was seen, shows both; what it misses was deleted.
-    if torn := [i for i, keys in enumerate(listed) if _has_gap(keys, objects, cursor)]:
+    if not any(listed):
+        return [], cursor, True
+    if torn := await _in_worker(lambda: [i for i, keys in enumerate(listed) if _has_gap(keys, objects, cursor)]):
         for i, keys in zip(
             torn, await map_concurrently(partial(_list_span, store), [spans[i] for i in torn]), strict=True
         ):
             listed[i] = keys
         await _fetch(store, listed, objects)
     keys = list(itertools.chain.from_iterable(listed))
-    return _new_events(keys, objects, cursor), _advance(cursor, keys), all(len(k) < _OBJECTS_PER_PASS for k in listed)
+    found = await _in_worker(lambda: (_new_events(keys, objects, cursor), _advance(cursor, keys)))
+    return *found, all(len(k) < _OBJECTS_PER_PASS for k in listed)
+
+
+async def _in_worker(work: Callable[[], T]) -> T:
+    """Return `work()`, run in a worker thread: of 10^5 events, anything takes longer than an event loop should."""
+    return await to_thread.run_sync(work, abandon_on_cancel=True)
 
 
 def _spans(cursor: Cursor) -> list[_Span]:
@@ -132,19 +149,21 @@ async def _list_span(store: Store, span: _Span) -> list[str]:
 async def _fetch(store: Store, listed: list[list[str]], objects: _Objects) -> None:
     """Read the objects under `listed` keys that are not in `objects` yet, and add their events to it."""
     keys = [key for keys in listed for key in keys if key not in objects]
-    objects.update(zip(keys, await map_concurrently(partial(_read_object, store), keys), strict=True))
+    parsing = anyio.CapacityLimiter(1)  # each thread that computes keeps the event loop waiting for its turn
+    objects.update(zip(keys, await map_concurrently(partial(_read_object, store, parsing), keys), strict=True))
 
 
-async def _read_object(store: Store, key: str) -> list[Event]:
+async def _read_object(store: Store, parsing: anyio.CapacityLimiter, key: str) -> list[Event]:
     try:
         data = await store.get(key)
     except KeyNotFoundError:  # deleted since it was listed
         return []
-    return await to_thread.run_sync(_parse_object, key, bytes(data), abandon_on_cancel=True)
+    return await to_thread.run_sync(_parse_object, key, data, abandon_on_cancel=True, limiter=parsing)
 
 
-def _parse_object(key: str, data: bytes) -> list[Event]:
+def _parse_object(key: str, view: memoryview) -> list[Event]:
     """Return the events in an object; log what is no event of its writer."""
+    data = bytes(view)
     events: list[Event] = []
     writer, last_seq = parse_key(key) or ("", -1)
     bad: list[str] = []
@@ -183,6 +202,14 @@ def _new_events(keys: list[str], objects: _Objects, cursor: Cursor) -> list[Even
             last_seq[event.writer] = event.seq
             events.append(event)
     return events
+
+
+def _by_writer(passes: list[list[Event]]) -> list[Event]:
+    """Return the events of several passes by writer and seq. Not sorted: that would hold all threads, for long."""
+    found: dict[str, list[Event]] = {}
+    for event in itertools.chain.from_iterable(passes):  # those of one writer come in order
+        found.setdefault(event.writer, []).append(event)
+    return list(itertools.chain.from_iterable(found[writer] for writer in sorted(found)))
 
 
 def _advance(cursor: Cursor, keys: list[str]) -> Cursor:
