@@ -121,7 +121,7 @@ def draw(settings: DemoSettings, outcomes: dict[str, Any], path: Path) -> None:
     """Write the curves as a PNG."""
     footnote = (
         f"{settings.replicas} replicas, AdamW 1e-3, batch 8 × 64 bytes each; outer Nesterov SGD 0.7 / 0.9 every "
-        f"{settings.sync_every} steps, {settings.wire}. Data parallel: the same tokens in one batch."
+        f"{settings.sync_every} steps, {settings.wire}.\nData parallel: the same tokens, in one batch per step."
     )
     with picture(path, inches=(8, 4.6), footnote=footnote) as figure:
         curves = [
