@@ -12,6 +12,7 @@ Only the standard library is imported here: the supervisor starts with it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -59,10 +60,10 @@ def write_json(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return what `write_json` wrote, or None if there is no such file."""
+    """Return what `write_json` wrote, or None if there is no such file, or only what a power loss left of it."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     return fields if isinstance(fields, dict) else None
 
@@ -89,9 +90,15 @@ def claim_run(root: Path, run_id: str, launch_id: str) -> Path:
 
 
 def prune(root: Path, *, now: float | None = None) -> None:
-    """Remove the runs that ended more than seven days ago."""
+    """Remove the runs that ended more than seven days ago. Leaves what it may not read or remove; never fails."""
     oldest = (time.time() if now is None else now) - _KEPT_S
-    for run in root.iterdir() if root.is_dir() else ():
+    with contextlib.suppress(OSError):
+        for run in list(root.iterdir()):
+            _prune_run(run, oldest)
+
+
+def _prune_run(run: Path, oldest: float) -> None:
+    with contextlib.suppress(OSError):
         if run.is_dir() and _last_change(run) < oldest and not _is_running(run):
             shutil.rmtree(run, ignore_errors=True)
 
@@ -120,6 +127,6 @@ def is_answering(path: str) -> bool:
         probe.settimeout(1)
         try:
             probe.connect(path)
-        except OSError:
+        except (OSError, ValueError):  # gone, or no path at all
             return False
         return True
