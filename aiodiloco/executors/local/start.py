@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from pathlib import Path
 
 from aiodiloco.errors import ExecutorError
@@ -34,7 +35,7 @@ class SupervisorHolder:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket = ""
         self._lifeline = -1  # a bare descriptor: losing the executor object must not end its replicas
-        self._minds_forks = False
+        _holders.add(self)
 
     def socket(self) -> str:
         """Return the socket of the living supervisor, after starting one if there is none."""
@@ -56,14 +57,16 @@ class SupervisorHolder:
                 process.wait(within_s)
                 _remove_directory(socket)
 
-    def _forget(self) -> None:
-        """In a forked child of the driver: it must not keep the lifeline open when the driver dies."""
+    def forget(self) -> None:
+        """In a forked child of the driver: be as new. Its lifeline has been closed."""
         self._lock = threading.Lock()
         self._socket = ""  # the supervisor is the driver's; this process starts its own
-        self._release()
+        self._process = None
+        self._lifeline = -1
 
     def _release(self) -> None:
         if self._lifeline >= 0:
+            _lifelines.discard(self._lifeline)
             os.close(self._lifeline)
             self._lifeline = -1
 
@@ -73,6 +76,7 @@ class SupervisorHolder:
         options = {"socket": self._socket, "detach": self._detach, "grace_s": self._grace_s}
         command = [sys.executable, str(Path(__file__).with_name("boot.py")), json.dumps(options)]
         inlet, self._lifeline = os.pipe()
+        _lifelines.add(self._lifeline)
         with contextlib.closing(os.fdopen(inlet)), (directory / "stderr").open("wb") as errors:
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter, with arguments of our own
                 command,
@@ -81,11 +85,24 @@ class SupervisorHolder:
                 stderr=errors,
                 start_new_session=True,
             )
-        if not self._minds_forks:
-            self._minds_forks = True
-            os.register_at_fork(after_in_child=self._forget)
         _wait_until_ready(self._process, directory / "stderr")
         threading.Thread(target=self._process.wait, daemon=True, name="aiodiloco-reaper").start()
+
+
+_holders: weakref.WeakSet[SupervisorHolder] = weakref.WeakSet()
+_lifelines: set[int] = set()  # also those of holders that are gone: their replicas end with this process, too
+
+
+def _let_go_in_child() -> None:
+    """In a forked child of the driver, which must not keep lifelines open when the driver dies."""
+    for lifeline in _lifelines:
+        os.close(lifeline)
+    _lifelines.clear()
+    for holder in list(_holders):
+        holder.forget()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)  # once: such hooks can never be removed
 
 
 def _private_directory() -> Path:

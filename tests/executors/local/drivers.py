@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -36,9 +37,12 @@ async def launch_and_wait(root: str, directory: str, detach: str) -> None:
     await executor.collect(handles)
 
 
-async def launch_and_fork(root: str, directory: str) -> None:
+async def launch_and_fork(root: str, directory: str, lose: str) -> None:
     executor = LocalProcessExecutor(root=root)
     handles = await executor.launch_replicas(1, sleep_with_child, {"directory": directory})
+    if lose == "lose":
+        executor = LocalProcessExecutor(root=root)
+        gc.collect()
     _fork()
     print("launched", flush=True)
     await executor.collect(handles)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,8 +113,12 @@ async def test_nobody_survives_the_driver(tmp_path: Path, drivers: list[Driver],
         assert all(row.error and "its driver ended" in row.error for row in rows)
 
 
-def test_a_forked_child_of_the_driver_does_not_keep_its_replicas(tmp_path: Path, drivers: list[Driver]) -> None:
-    driver = _start(drivers, tmp_path, "launch_and_fork", str(tmp_path / "runs"), str(tmp_path))
+@pytest.mark.parametrize("lose", ["keep", "lose"])
+def test_a_forked_child_of_the_driver_does_not_keep_its_replicas(
+    tmp_path: Path, drivers: list[Driver], lose: str
+) -> None:
+    """Nor those of an executor that nobody refers to any more."""
+    driver = _start(drivers, tmp_path, "launch_and_fork", str(tmp_path / "runs"), str(tmp_path), lose)
     driver.wait_for_output("launched")
     driver.wait_for_replicas(1)
     [forked] = psutil.Process(driver.process.pid).children()[1:]
@@ -123,6 +129,33 @@ def test_a_forked_child_of_the_driver_does_not_keep_its_replicas(tmp_path: Path,
         assert time.monotonic() < deadline, living
         time.sleep(0.01)
     assert forked.is_running()
+
+
+def test_a_forked_child_of_the_driver_launches_replicas_of_its_own(tmp_path: Path) -> None:
+    """With the executor it was forked with, and without harm to the driver's."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import asyncio, os\n"
+        "from aiodiloco.executors import LocalProcessExecutor\n"
+        "from aiodiloco.testing import entrypoints\n"
+        f"executor = LocalProcessExecutor(root={str(tmp_path / 'runs')!r})\n"
+        "[handle] = asyncio.run(executor.launch_replicas(1, entrypoints.sleep))\n"
+        "async def launch():\n"
+        "    async with executor:\n"
+        "        handles = await executor.launch_replicas(1, entrypoints.add)\n"
+        "        rows = await executor.collect(handles, timeout=20)\n"
+        "        own = handles[0].metadata['socket'] != handle.metadata['socket']\n"
+        "        print(rows[0].status, own, flush=True)\n"
+        "if (forked := os.fork()) == 0:\n"
+        "    asyncio.run(launch())\n"
+        "    os._exit(0)\n"
+        "os.waitpid(forked, 0)\n"
+        "print(asyncio.run(executor.poll(handle)))\n"
+        "asyncio.run(executor.close())\n"
+        "print(asyncio.run(executor.poll(handle)))\n"
+    )
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=_BOUND_S, check=True)
+    assert ran.stdout.splitlines() == ["succeeded True", "running", "cancelled"]
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.1])
@@ -229,6 +262,17 @@ async def test_a_detached_replica_lives_on_when_its_executor_is_closed_and_used_
     assert await executor.poll(first) == "running"
     await executor.cancel(first)
     await executor.close()
+
+
+async def test_a_closed_executor_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A service may make one for each request."""
+    executor = LocalProcessExecutor(root=tmp_path)
+    await executor.collect(await executor.launch_replicas(1, entrypoints.add), timeout=20)
+    await executor.close()
+    holder = weakref.ref(executor._local.supervisor)
+    del executor
+    gc.collect()
+    assert holder() is None
 
 
 async def test_losing_the_executor_object_does_not_end_its_replicas(tmp_path: Path) -> None:
