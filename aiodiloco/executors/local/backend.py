@@ -82,10 +82,10 @@ class LocalBackend:
         if (row := await self._read_exit(handle)) is not None:
             return row
         try:
-            await _ask_about(handle, "wait")
+            answer = await _ask_about(handle, "wait")
         except SupervisorGoneError:
-            return await self._read_exit(handle) or _lost(handle)
-        return await self._read_exit(handle) or _lost(handle)
+            answer = None
+        return await anyio.to_thread.run_sync(_find_end, handle, answer)
 
     async def cancel(self, handle: ReplicaHandle) -> None:
         """Have the supervisor send SIGTERM, and SIGKILL after the grace period."""
@@ -101,15 +101,17 @@ class LocalBackend:
         try:
             answer = await _ask_about(handle, "status")
         except SupervisorGoneError:
-            answer = {"running": False}
-        if answer["running"]:
+            answer = None
+        if answer is not None and answer["running"]:
             return ReplicaStatus.running
-        return (await self._read_exit(handle) or _lost(handle)).status
+        return (await anyio.to_thread.run_sync(_find_end, handle, answer)).status
 
     async def logs(self, handle: ReplicaHandle, *, n_lines: int, follow: bool) -> AsyncIterator[str]:
         """Read the replica's `output.log`, in worker threads."""
         path = Path(_text(handle, "directory")) / LOG
         has_ended = await self._read_exit(handle) is not None
+        if not has_ended:
+            await anyio.to_thread.run_sync(_check_spawned, handle)
         reader = await anyio.to_thread.run_sync(lambda: LineReader(path, n_lines=n_lines, grows=follow))
         while True:
             lines = await anyio.to_thread.run_sync(reader.read)
@@ -159,28 +161,51 @@ class LocalBackend:
         return _TORCH if "torch" in sys.modules else []
 
     async def _read_exit(self, handle: ReplicaHandle) -> ReplicaResult | None:
-        directory = Path(_text(handle, "directory"))
-        return await anyio.to_thread.run_sync(_read_row, handle, directory)
+        return await anyio.to_thread.run_sync(_read_row, handle)
 
 
 async def _ask_about(handle: ReplicaHandle, op: str) -> dict[str, Any]:
     return await ask(_text(handle, "socket"), encode({"op": op, "call_id": handle.call_id}))
 
 
-def _read_row(handle: ReplicaHandle, directory: Path) -> ReplicaResult | None:
-    fields = read_json(directory / EXIT)
-    if fields is not None:
-        return ReplicaResult.from_dict(fields)
+def _read_row(handle: ReplicaHandle) -> ReplicaResult | None:
+    fields = read_json(Path(_text(handle, "directory")) / EXIT)
+    return None if fields is None else ReplicaResult.from_dict(fields)
+
+
+def _find_end(handle: ReplicaHandle, answer: Mapping[str, Any] | None) -> ReplicaResult:
+    """Return how the replica ended, which runs no more: what its supervisor answered, else what it had recorded.
+
+    Args:
+        handle: The replica's.
+        answer: None where the supervisor is gone.
+    """
+    if answer is not None and "row" in answer:
+        return ReplicaResult.from_dict(answer["row"])
+    if (row := _read_row(handle)) is not None:
+        return row
+    _check_spawned(handle)
+    return _lost(handle, supervisor_lives=answer is not None)
+
+
+def _check_spawned(handle: ReplicaHandle) -> None:
+    directory = Path(_text(handle, "directory"))
     if not (directory / SPAWNED).exists():
         raise HandleError(
             f"nothing is known of rank {handle.rank} of {handle.run_id}: {directory} is gone; runs are kept for seven "
             "days after their end"
         )
-    return None
 
 
-def _lost(handle: ReplicaHandle) -> ReplicaResult:
-    error = "its supervisor process was killed, and the replica with it: nobody saw how it ended"
+def _lost(handle: ReplicaHandle, *, supervisor_lives: bool) -> ReplicaResult:
+    directory = handle.metadata["directory"]
+    if supervisor_lives:
+        error = f"it ended, and its record is missing in {directory}: removed or damaged since"
+    else:
+        error = (
+            f"nothing is recorded of its end in {directory}: its supervisor process was killed, and the replica with "
+            "it, or the disk was full"
+        )
     return ReplicaResult(handle.rank, ReplicaStatus.failed, error=error, call_id=handle.call_id)
 
 

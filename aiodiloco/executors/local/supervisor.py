@@ -26,7 +26,7 @@ from aiodiloco.executors.local import replica
 from aiodiloco.executors.local.children import Child, kill_everyone, reap_ended
 from aiodiloco.executors.local.directory import EXIT, OUTCOME, SPAWNED, claim_run, read_json, write_json
 from aiodiloco.executors.local.linux import adopt_orphans
-from aiodiloco.executors.local.verdict import judge
+from aiodiloco.executors.local.verdict import judge, tell_unrecorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +46,7 @@ class Supervisor:
         self._driver_is_gone = False
         self._end_now = False
         self._children: dict[int, Child] = {}
+        self._unrecorded: dict[str, dict[str, Any]] = {}  # call id -> how it ended, where no file could hold it
         self._closers: list[Callable[[], object]] = []
         self._selector = selectors.DefaultSelector()
         self._closers.append(self._selector.close)
@@ -160,8 +161,12 @@ class Supervisor:
             return None
         if request["op"] == "cancel" and child is not None:
             child.terminate("cancel", grace_s=self._grace_s)
-        self._reply(connection, {"running": child is not None})
+        self._reply(connection, {"running": True} if child is not None else self._answer_ended(request.get("call_id")))
         return None
+
+    def _answer_ended(self, call_id: object) -> dict[str, Any]:
+        row = self._unrecorded.get(str(call_id))
+        return {"running": False} if row is None else {"running": False, "row": row}
 
     def _spawn(self, connection: socket.socket, request: dict[str, Any]) -> dict[str, Any] | None:
         try:
@@ -206,14 +211,13 @@ class Supervisor:
         if child is None:  # an orphan that had been adopted
             return
         row = judge(_read_outcome(child), exit_code, asked=child.asked, timeout_s=child.timeout_s)
+        row.update(rank=child.rank, call_id=child.call_id)
         try:
-            write_json(child.directory / EXIT, {**row, "rank": child.rank, "call_id": child.call_id})
-        except (
-            OSError
-        ) as exc:  # the disk is full or the directory was removed: the asker will say that nothing is known
-            sys.stderr.write(f"cannot record the end of {child.call_id}: {exc}\n")
+            write_json(child.directory / EXIT, row)
+        except OSError as exc:  # the disk is full or the directory was removed: answers tell the end instead
+            self._unrecorded[child.call_id] = tell_unrecorded(row, f"in {child.directory}: {exc.strerror}")
         for connection in child.waiters:
-            self._reply(connection, {"running": False})
+            self._reply(connection, self._answer_ended(child.call_id))
 
     def _kill_all(self) -> None:
         for child in self._children.values():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["judge"]
+__all__ = ["judge", "tell_unrecorded"]
 
 _DRIVER_GONE = "its driver ended or closed the executor; detach=True keeps replicas"
+_MAX_TOLD_BYTES = 8000  # what a Unix socket takes at once on every system
 
 
 def judge(outcome: Mapping[str, Any] | None, exit_code: int, *, asked: str | None, timeout_s: float) -> dict[str, Any]:
@@ -37,6 +39,24 @@ def judge(outcome: Mapping[str, Any] | None, exit_code: int, *, asked: str | Non
     return {**row, "status": "failed", "error": _unasked_end(kind, exit_code)}
 
 
+def tell_unrecorded(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a `judge` row as it can be told, in one small message, where no file could hold it.
+
+    Args:
+        row: As from `judge`.
+        where: Where it could not be recorded, and why.
+    """
+    if row["status"] != "succeeded":
+        row = {**row, "error": f"{row['error']}; its end could not be recorded {where}"}
+    if len(json.dumps(row)) > _MAX_TOLD_BYTES:
+        row = {**row, "traceback": None}
+    size = len(json.dumps(row["result"]))
+    if size > _MAX_TOLD_BYTES:
+        error = f"returned, but its result of {size} bytes could not be recorded {where}"
+        row = {**row, "status": "failed", "result": None, "error": error}
+    return dict(row)
+
+
 def _asked_end(asked: str, error: object) -> str:
     text = "cancelled" if asked == "cancel" else f"cancelled: {_DRIVER_GONE}"
     return text if error is None else f"{text}; it ended with {error}"
@@ -47,7 +67,7 @@ def _unasked_end(kind: object, exit_code: int) -> str:
         return f"returned, and then ended with exit code {exit_code}: see its log"
     if exit_code < 0:
         return f"killed by {_signal_name(-exit_code)}, which nobody asked for here (out of memory? see its log)"
-    return f"ended with exit code {exit_code} without returning (os._exit?)"
+    return f"ended with exit code {exit_code} and left no word of how (os._exit? a full disk? see its log)"
 
 
 def _signal_name(number: int) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,8 @@ import pytest
 
 from aiodiloco.errors import LaunchError
 from aiodiloco.executors import LocalProcessExecutor, WaitAll
+from aiodiloco.executors.local.directory import EXIT
+from aiodiloco.testing import entrypoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -275,7 +279,7 @@ def end_by(*, rank: int, how: str) -> None:
         ("SIGKILL", -9, "killed by SIGKILL"),
         ("SIGSEGV", -11, "killed by SIGSEGV"),
         ("SIGTERM", -15, "killed by SIGTERM, which nobody asked for here"),
-        ("_exit", 7, "ended with exit code 7 without returning"),
+        ("_exit", 7, "ended with exit code 7 and left no word of how"),
         ("sys.exit", 7, "SystemExit: 7"),
     ],
 )
@@ -286,6 +290,61 @@ async def test_the_exit_code_and_the_cause_of_a_violent_end_are_told(
     assert (row.status, row.exit_code) == ("failed", exit_code)
     assert row.error is not None
     assert row.error.startswith(says)
+
+
+def spoil_records(*, rank: int, how: str, size: int) -> str:
+    """Make the end of this replica impossible to record, as a full disk does."""
+    directory = Path("/proc/self/fd/1").readlink().parent
+    if how == "remove":
+        shutil.rmtree(directory)
+    else:
+        (directory / f".{EXIT}.{os.getppid()}").mkdir()
+    return "x" * size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to find the log's directory")
+@pytest.mark.parametrize(
+    ("how", "size", "status", "says"),
+    [
+        ("block", 5, "succeeded", None),
+        ("block", 1 << 20, "failed", r"returned, but its result of 1048578 bytes could not be recorded in .*/0-0: "),
+        ("remove", 5, "failed", r"ended with exit code 1 .*; its end could not be recorded in .*/0-0: No such file"),
+    ],
+)
+async def test_an_end_that_cannot_be_recorded_is_told_all_the_same(
+    tmp_path: Path, how: str, size: int, status: str, says: str | None
+) -> None:
+    """To those who wait, and to those who ask later; nobody blames the supervisor."""
+    async with LocalProcessExecutor(root=tmp_path) as executor:
+        handles = await executor.launch_replicas(1, spoil_records, {"how": how, "size": size})
+        for _ in range(2):
+            [row] = await executor.collect(handles, timeout=_BOUND_S)
+            assert (row.status, row.call_id) == (status, handles[0].call_id)
+            assert row.result == ("xxxxx" if status == "succeeded" else None)
+            assert row.error is None if says is None else re.match(says, row.error or "")
+        assert await executor.poll(handles[0]) == status
+
+
+async def test_a_replica_whose_directory_was_removed_is_still_watched_and_ended(tmp_path: Path) -> None:
+    """Its supervisor knows of it."""
+    async with LocalProcessExecutor(root=tmp_path) as executor:
+        [handle] = await executor.launch_replicas(1, entrypoints.sleep)
+        shutil.rmtree(tmp_path / handle.run_id)
+        assert await executor.poll(handle) == "running"
+        await executor.cancel(handle)
+        assert await executor.poll(handle) == "cancelled"
+
+
+async def test_a_lost_record_is_called_that(tmp_path: Path) -> None:
+    """Where the supervisor lives: it was not killed."""
+    async with LocalProcessExecutor(root=tmp_path) as executor:
+        handles = await executor.launch_replicas(1, entrypoints.add)
+        await executor.collect(handles, timeout=_BOUND_S)
+        (tmp_path / handles[0].run_id / "0-0" / EXIT).write_text("")
+        [row] = await executor.collect(handles, timeout=_BOUND_S)
+    assert row.status == "failed"
+    assert row.error is not None
+    assert row.error.startswith("it ended, and its record is missing")
 
 
 def leave_children(*, rank: int, then: str) -> list[int]:

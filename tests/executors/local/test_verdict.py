@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from aiodiloco.executors.local.verdict import judge
+from aiodiloco.executors.local.verdict import judge, tell_unrecorded
 
 _RETURNED = {"kind": "returned", "result": 5}
 _RAISED = {"kind": "raised", "error": "ValueError: x", "traceback": "…"}
@@ -32,8 +32,8 @@ _CANCELLED = {"kind": "cancelled"}
         (None, -9, "driver", "cancelled", "cancelled: its driver ended"),
         (None, -9, None, "failed", "killed by SIGKILL, which nobody asked for"),
         (None, -64, None, "failed", "killed by "),
-        (None, 0, None, "failed", "ended with exit code 0 without returning"),
-        ({}, 3, None, "failed", "ended with exit code 3 without returning"),
+        (None, 0, None, "failed", "ended with exit code 0 and left no word of how"),
+        ({}, 3, None, "failed", "ended with exit code 3 and left no word of how"),
     ],
 )
 def test_the_end_of_a_replica_is_judged_by_its_words_its_exit_code_and_what_was_asked(
@@ -43,3 +43,24 @@ def test_the_end_of_a_replica_is_judged_by_its_words_its_exit_code_and_what_was_
     assert (row["status"], row["exit_code"]) == (status, exit_code)
     assert row["error"] == error if error is None else row["error"].startswith(error)
     assert row["result"] == (5 if status == "succeeded" else None)
+
+
+def test_a_row_that_no_file_could_hold_is_told_whole_if_it_is_small() -> None:
+    """A success as it is; any other end with what else went wrong."""
+    row = judge(_RETURNED, 0, asked=None, timeout_s=7)
+    assert tell_unrecorded(row, "in /d: disk full") == row
+    row = judge(_RAISED, 1, asked=None, timeout_s=7)
+    error = "ValueError: x; its end could not be recorded in /d: disk full"
+    assert tell_unrecorded(row, "in /d: disk full") == {**row, "error": error}
+
+
+def test_a_row_that_no_file_could_hold_loses_what_is_too_large_to_be_told() -> None:
+    """The traceback first; a success whose result is lost is none."""
+    row = judge({**_RAISED, "traceback": "x" * 10_000}, 1, asked=None, timeout_s=7)
+    told = tell_unrecorded(row, "in /d: disk full")
+    assert (told["traceback"], told["status"]) == (None, "failed")
+    assert told["error"].startswith("ValueError: x; its end could not be recorded")
+    row = judge({**_RETURNED, "result": "x" * 10_000}, 0, asked=None, timeout_s=7)
+    told = tell_unrecorded(row, "in /d: disk full")
+    assert (told["result"], told["status"]) == (None, "failed")
+    assert told["error"] == "returned, but its result of 10002 bytes could not be recorded in /d: disk full"
