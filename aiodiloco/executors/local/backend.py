@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from aiodiloco.errors import ExecutorError, HandleError
 from aiodiloco.executors.local.client import SupervisorGoneError, ask, encode
-from aiodiloco.executors.local.directory import EXIT, LOG, SPAWNED, prune, read_json
+from aiodiloco.executors.local.directory import EXIT, LOG, SPAWNED, prune, read_json, working_directory
 from aiodiloco.executors.local.start import SupervisorHolder
 from aiodiloco.executors.local.tail import LineReader
 from aiodiloco.records import ReplicaHandle, ReplicaResult, ReplicaStatus
@@ -136,6 +136,7 @@ class LocalBackend:
 
     def _spawn_message(self, request: SpawnRequest, call_id: str) -> dict[str, Any]:
         assert request.entrypoint is not None
+        cwd = working_directory()
         return {
             "op": "spawn",
             "call_id": call_id,
@@ -149,8 +150,8 @@ class LocalBackend:
             "timeout_s": request.timeout_s,
             "main": _main_script(request.entrypoint),
             "env": _environment(request.n_replicas),
-            "cwd": str(Path.cwd()),
-            "sys_path": [str(Path(entry).absolute()) if entry == "" else entry for entry in sys.path],
+            "cwd": cwd,
+            "sys_path": [cwd if entry == "" else entry for entry in sys.path],
             "argv": sys.argv,
             "preload": self._modules_to_preload(),
         }

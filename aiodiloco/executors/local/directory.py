@@ -34,6 +34,7 @@ __all__ = [
     "is_answering",
     "prune",
     "read_json",
+    "working_directory",
     "write_json",
 ]
 
@@ -50,6 +51,14 @@ def default_root() -> Path:
     state = os.environ.get("XDG_STATE_HOME", "")
     base = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
     return base / "aiodiloco" / "local"
+
+
+def working_directory() -> str:
+    """Return this process's working directory, or "" if it was removed."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return ""
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:

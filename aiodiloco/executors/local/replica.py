@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import faulthandler
 import inspect
 import json
@@ -117,8 +116,10 @@ def _adopt_driver(spec: Mapping[str, Any]) -> None:
     """Take over the driver's environment, directory and import path."""
     os.environ.clear()
     os.environ.update(spec["env"])
-    with contextlib.suppress(OSError):  # the driver's directory may be gone
+    try:
         os.chdir(spec["cwd"])
+    except OSError:  # the driver's directory is gone
+        os.chdir("/")
     sys.path[:] = spec["sys_path"]
     sys.argv[:] = spec["argv"]
     threads = os.environ["OMP_NUM_THREADS"]

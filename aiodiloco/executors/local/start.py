@@ -15,6 +15,7 @@ import weakref
 from pathlib import Path
 
 from aiodiloco.errors import ExecutorError
+from aiodiloco.executors.local.directory import working_directory
 
 __all__ = ["SupervisorHolder"]
 
@@ -84,6 +85,7 @@ class SupervisorHolder:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
+                cwd=None if working_directory() else "/",  # in one that is gone, importing torch ends the process
             )
         _wait_until_ready(self._process, directory / "stderr")
         threading.Thread(target=self._process.wait, daemon=True, name="aiodiloco-reaper").start()

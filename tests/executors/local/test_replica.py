@@ -347,6 +347,17 @@ async def test_a_lost_record_is_called_that(tmp_path: Path) -> None:
     assert row.error.startswith("it ended, and its record is missing")
 
 
+async def test_a_driver_whose_working_directory_is_gone_can_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.syspath_prepend("")
+    (tmp_path / "gone").rmdir()
+    async with LocalProcessExecutor(root=tmp_path / "runs") as executor:
+        assert [row.status for row in await _run(executor, entrypoints.add)] == ["succeeded"]
+
+
 def leave_children(*, rank: int, then: str) -> list[int]:
     sleeper = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"]
     children = [subprocess.Popen(sleeper).pid for _ in range(2)]
