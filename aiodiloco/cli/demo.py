@@ -17,6 +17,7 @@ from aiodiloco.cli.extras import MissingExtraError, needs_extra
 from aiodiloco.demo.progress import show_progress
 from aiodiloco.demo.settings import DemoSettings
 from aiodiloco.demo.table import describe_verdict, make_table
+from aiodiloco.demo.units import format_count
 from aiodiloco.errors import AiodilocoError, StoreAccessError
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def _describe_plan(settings: DemoSettings) -> str:
 
     corpus = find_corpus()
     return (
-        f"{settings.replicas} replicas train with DiLoCo, meeting every {settings.sync_every} steps; one trains alone. "
-        f"{settings.steps} steps each.\n"
+        f"DiLoCo with {format_count(settings.replicas, 'replica')}, meeting every "
+        f"{format_count(settings.sync_every, 'step')}, next to one alone: {settings.steps} steps each.\n"
         f"Text: the source of Python's standard library, {len(corpus.train)} files to train on, "
         f"{len(corpus.held_out)} held out."
     )

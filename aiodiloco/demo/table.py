@@ -46,7 +46,7 @@ def describe_verdict(report: DemoReport) -> str:
             f"DiLoCo did not beat the lone replica: held-out loss {diloco:.4f} against {alone:.4f}; give it more "
             "--steps, or fewer rounds with a larger --sync-every"
         )
-    return (
-        f"DiLoCo beat the lone replica by {1 - diloco / alone:.1%} of held-out loss; all {report.settings.replicas} "
-        "replicas ended with the same weights."
-    )
+    won = f"DiLoCo beat the lone replica by {1 - diloco / alone:.1%} of held-out loss"
+    if report.settings.replicas == 1:
+        return f"{won}."
+    return f"{won}; all {report.settings.replicas} replicas ended with the same weights."

@@ -17,7 +17,7 @@ from aiodiloco.demo.plot import draw
 from aiodiloco.demo.report import DemoReport, data_parallel_bytes, held_out_curve
 from aiodiloco.demo.settings import DemoSettings
 from aiodiloco.demo.table import describe_verdict, make_table
-from aiodiloco.demo.units import format_bytes
+from aiodiloco.demo.units import format_bytes, format_count
 
 REPORT = DemoReport(
     settings=DemoSettings(replicas=4, steps=100, sync_every=20),
@@ -66,6 +66,11 @@ def test_the_lower_held_out_loss_wins():
 
 def test_the_verdict_says_by_how_much_diloco_won():
     assert describe_verdict(REPORT).startswith("DiLoCo beat the lone replica by 10.0% of held-out loss; all 4 replicas")
+
+
+def test_the_verdict_on_a_single_replica_says_nothing_of_agreement():
+    report = dataclasses.replace(REPORT, settings=DemoSettings(replicas=1, steps=100))
+    assert describe_verdict(report) == "DiLoCo beat the lone replica by 10.0% of held-out loss."
 
 
 def test_the_verdict_on_a_lost_run_has_both_losses_and_a_remedy():
@@ -138,3 +143,7 @@ def test_the_picture_shows_the_curves_and_names_them_with_their_ends(tmp_path):
 )
 def test_bytes_have_three_digits(num_bytes, text):
     assert format_bytes(num_bytes) == text
+
+
+def test_a_single_thing_is_no_plural():
+    assert [format_count(n, "replica") for n in (0, 1, 2)] == ["0 replicas", "1 replica", "2 replicas"]
