@@ -1,0 +1,176 @@
+"""The control plane as a whole: its parts put together, on an event loop of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import anyio
+from grpclib.server import Server
+from modal._utils.grpc_utils import custom_detail_codec
+from modal_proto import api_pb2
+
+from aiodiloco.testing.modal.apps import AppService, layout_of
+from aiodiloco.testing.modal.blobs import BlobService
+from aiodiloco.testing.modal.calls import CallService
+from aiodiloco.testing.modal.containers import ContainerService
+from aiodiloco.testing.modal.dispatch import Dispatcher, make_service
+from aiodiloco.testing.modal.functions import FunctionService
+from aiodiloco.testing.modal.logs import LogService, LogStore
+from aiodiloco.testing.modal.objects import ObjectService
+from aiodiloco.testing.modal.processes import ContainerProcesses, running_processes
+from aiodiloco.testing.modal.records import State
+from aiodiloco.testing.modal.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import AsyncIterator
+
+    from aiodiloco.testing.modal.faults import FaultPlan
+    from aiodiloco.testing.modal.records import Container
+
+__all__ = ["ControlPlane", "Settings", "running_control_plane"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a user may choose; `LoopbackModal` says what each is."""
+
+    port: int
+    max_containers: int
+    idle_s: float
+    preemption_grace_s: float
+    preload: tuple[str, ...]
+    env: dict[str, str]
+    streams_replay: bool
+
+
+class ControlPlane:
+    """What runs, for those who look at it from outside. Used on its own event loop only."""
+
+    def __init__(self, state: State, scheduler: Scheduler, logs: LogStore, blobs: BlobService, url: str) -> None:
+        self.state = state
+        self.scheduler = scheduler
+        self.logs = logs
+        self.blobs = blobs
+        self.url = url
+
+
+@contextlib.asynccontextmanager
+async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncIterator[ControlPlane]:
+    """Run a control plane for as long as the block lasts."""
+    state, logs, blobs = State(), LogStore(), BlobService()
+    async with anyio.create_task_group() as task_group:
+        scheduler = Scheduler(
+            state,
+            task_group,
+            max_containers=settings.max_containers,
+            idle_s=settings.idle_s,
+            preemption_grace_s=settings.preemption_grace_s,
+        )
+        services = [
+            AppService(state, scheduler),
+            blobs,
+            CallService(state, scheduler),
+            ContainerService(state, scheduler),
+            FunctionService(state, scheduler),
+            LogService(state, logs, streams_replay=settings.streams_replay),
+            ObjectService(state),
+        ]
+        server = Server(
+            [make_service(Dispatcher(services, faults, task_group))], status_details_codec=custom_detail_codec
+        )
+        listener = _Listener(state, scheduler, logs)
+        async with running_processes(listener, env=_zygote_env(settings), preload=settings.preload) as processes:
+            await blobs.start()
+            await server.start("127.0.0.1", settings.port)
+            port = server._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+            url = f"http://127.0.0.1:{port}"
+            scheduler.runner = _ProcessRunner(processes, state, settings, url)
+            try:
+                yield ControlPlane(state, scheduler, logs, blobs, url)
+            finally:
+                with anyio.move_on_after(5, shield=True):
+                    server.close()
+                    await server.wait_closed()
+                    await blobs.stop()
+        task_group.cancel_scope.cancel()
+
+
+class _Listener:
+    """Passes on what happens to container processes."""
+
+    def __init__(self, state: State, scheduler: Scheduler, logs: LogStore) -> None:
+        self._state = state
+        self._scheduler = scheduler
+        self._logs = logs
+
+    def printed(self, task_id: str, *, is_stderr: bool, data: bytes) -> None:
+        if (container := self._state.containers.get(task_id)) is not None:
+            self._logs.add(container, data, is_stderr=is_stderr)
+
+    def exited(self, task_id: str, code: int) -> None:
+        if (container := self._state.containers.get(task_id)) is not None:
+            self._logs.finish(container)
+            self._scheduler.container_ended(container, code)
+
+
+class _ProcessRunner:
+    """Runs containers as processes of Modal's runtime."""
+
+    def __init__(self, processes: ContainerProcesses, state: State, settings: Settings, url: str) -> None:
+        self._processes = processes
+        self._state = state
+        self._settings = settings
+        self._url = url
+
+    def start(self, container: Container) -> None:
+        function = container.function
+        arguments = api_pb2.ContainerArguments(
+            task_id=container.id,
+            function_id=function.id,
+            app_id=function.app.id,
+            function_def=function.definition,
+            environment_name="main",
+            app_layout=layout_of(function.app, self._state),
+        )
+        self._processes.start(
+            container.id, arguments.SerializeToString(), env=self._env(container), path=_import_path()
+        )
+
+    def signal(self, container: Container, number: signal.Signals) -> None:
+        self._processes.signal(container.id, number)
+
+    def drain(self, container: Container) -> None:
+        self._processes.drain(container.id)
+
+    def _env(self, container: Container) -> dict[str, str]:
+        env = _host_env() | self._settings.env
+        for secret_id in container.function.definition.secret_ids:
+            env |= self._state.secrets.get(secret_id, {})
+        return env | {
+            "MODAL_SERVER_URL": self._url,
+            "MODAL_IS_REMOTE": "1",
+            "MODAL_TASK_ID": container.id,
+            "MODAL_IMAGE_ID": container.function.definition.image_id,
+            "MODAL_ENVIRONMENT": "main",
+            "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_LOOPBACK",
+            "MODAL_REGION": "loopback",
+            # Requests of containers do not say whose they are; this header does.
+            "MODAL_OVERRIDE_HEADERS": f"x-task:{container.id}",
+        }
+
+
+def _import_path() -> list[str]:
+    return [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109 - sys.path holds strings
+
+
+def _host_env() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("MODAL_")}
+
+
+def _zygote_env(settings: Settings) -> dict[str, str]:
+    return _host_env() | settings.env | {"MODAL_IS_REMOTE": "1", "MODAL_CONFIG_PATH": os.devnull}
