@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ class Settings:
     max_containers: int
     idle_s: float
     preemption_grace_s: float
+    client_timeout_s: float
     preload: tuple[str, ...]
     env: dict[str, str]
     streams_replay: bool
@@ -71,8 +73,10 @@ async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncI
             idle_s=settings.idle_s,
             preemption_grace_s=settings.preemption_grace_s,
         )
+        apps = AppService(state, scheduler, logs)
+        task_group.start_soon(functools.partial(apps.stop_abandoned, after_s=settings.client_timeout_s))
         services = [
-            AppService(state, scheduler),
+            apps,
             blobs,
             CallService(state, scheduler),
             ContainerService(state, scheduler),
@@ -89,7 +93,7 @@ async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncI
             await server.start("127.0.0.1", settings.port)
             port = server._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
             url = f"http://127.0.0.1:{port}"
-            scheduler.runner = _ProcessRunner(processes, state, settings, url)
+            scheduler.runner = _ProcessRunner(processes, state, logs, settings, url)
             try:
                 yield ControlPlane(state, scheduler, logs, blobs, url)
             finally:
@@ -121,9 +125,12 @@ class _Listener:
 class _ProcessRunner:
     """Runs containers as processes of Modal's runtime."""
 
-    def __init__(self, processes: ContainerProcesses, state: State, settings: Settings, url: str) -> None:
+    def __init__(
+        self, processes: ContainerProcesses, state: State, logs: LogStore, settings: Settings, url: str
+    ) -> None:
         self._processes = processes
         self._state = state
+        self._logs = logs
         self._settings = settings
         self._url = url
 
@@ -146,6 +153,7 @@ class _ProcessRunner:
 
     def drain(self, container: Container) -> None:
         self._processes.drain(container.id)
+        self._logs.finish(container)
 
     def _env(self, container: Container) -> dict[str, str]:
         env = _host_env() | self._settings.env
