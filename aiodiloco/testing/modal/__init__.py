@@ -34,8 +34,10 @@ sharing them:
   its function. An output that comes within the grace period counts, except for the one by which an async function says
   that it was cancelled.
 - Outputs are kept until the control plane ends, unless `LoopbackModal.expire` forgets them. An unknown id is NOT_FOUND.
+  A poll for a forgotten output is held for its time like one for a pending output; so the client raises
+  `OutputExpiredError` from `get(timeout=…)` only, and waits forever in `get()`.
 - A request is deduplicated by its idempotency key where it creates an app, a call or an input.
-- One log entry is one line. A line without an end waits for it. A stream starts with the lines there are unless
+- One log entry is one line. A line without an end waits for it, or for its input to end. A stream starts with the lines there are unless
   `streams_replay` is False.
 - One connection carries 100 requests at a time, which is the default of the HTTP/2 library, not a figure of Modal's.
 """
@@ -48,7 +50,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aiodiloco.testing.modal.faults import Fault, FaultPlan
     from aiodiloco.testing.modal.loopback import CallView, LoopbackModal
-    from aiodiloco.testing.modal.serve import main, serve
+    from aiodiloco.testing.modal.program import main, serve
 
 __all__ = ["CallView", "Fault", "FaultPlan", "LoopbackModal", "main", "serve"]
 
@@ -57,8 +59,8 @@ _HOMES = {
     "Fault": "faults",
     "FaultPlan": "faults",
     "LoopbackModal": "loopback",
-    "main": "serve",
-    "serve": "serve",
+    "main": "program",
+    "serve": "program",
 }
 
 

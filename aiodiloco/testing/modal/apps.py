@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import anyio
 from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
@@ -13,6 +14,7 @@ from aiodiloco.testing.modal.records import App, State, new_id
 
 if TYPE_CHECKING:
     from aiodiloco.testing.modal.dispatch import Caller
+    from aiodiloco.testing.modal.logs import LogStore
     from aiodiloco.testing.modal.scheduler import Scheduler
 
 __all__ = ["IMAGE_BUILDER_VERSION", "AppService", "layout_of"]
@@ -38,9 +40,10 @@ def layout_of(app: App, state: State) -> api_pb2.AppLayout:
 class AppService:
     """Creates, publishes and stops apps."""
 
-    def __init__(self, state: State, scheduler: Scheduler) -> None:
+    def __init__(self, state: State, scheduler: Scheduler, logs: LogStore) -> None:
         self._state = state
         self._scheduler = scheduler
+        self._logs = logs
 
     async def client_hello(self, _request: Empty, _caller: Caller) -> api_pb2.ClientHelloResponse:
         """Greet."""
@@ -121,13 +124,26 @@ class AppService:
         """End an ephemeral app; a detached or deployed one goes on."""
         app = self._app(request.app_id)
         if app.state in _ENDS_WITH_ITS_CLIENT:
-            self._scheduler.stop_app(app)
+            self._stop(app)
         return Empty()
 
     async def app_stop(self, request: api_pb2.AppStopRequest, _caller: Caller) -> Empty:
         """End an app, whatever its state."""
-        self._scheduler.stop_app(self._app(request.app_id))
+        self._stop(self._app(request.app_id))
         return Empty()
+
+    async def stop_abandoned(self, *, after_s: float) -> None:
+        """Stop ephemeral apps whose client has not been heard of for so long, forever."""
+        while True:
+            await anyio.sleep(min(1.0, after_s / 4))
+            for app in list(self._state.apps.values()):
+                is_abandoned = time.monotonic() - app.last_seen > after_s
+                if is_abandoned and not app.stopped and app.state in _ENDS_WITH_ITS_CLIENT:
+                    self._stop(app)
+
+    def _stop(self, app: App) -> None:
+        self._scheduler.stop_app(app)
+        self._logs.changed.notify()
 
     async def app_get_tags(self, request: api_pb2.AppGetTagsRequest, _caller: Caller) -> api_pb2.AppGetTagsResponse:
         """Return no tags."""

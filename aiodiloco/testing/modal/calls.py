@@ -34,6 +34,10 @@ class CallService:
         function = self._state.functions.get(request.function_id)
         if function is None or function.app.stopped:
             raise GRPCError(Status.NOT_FOUND, f"function {request.function_id!r} not found, or its app is stopped")
+        if request.function_call_type != api_pb2.FUNCTION_CALL_TYPE_UNARY:
+            raise GRPCError(
+                Status.UNIMPLEMENTED, "the loopback control plane does not implement map: use spawn or remote"
+            )
         call = Call(new_id("fc"), function, request.function_call_invocation_type, request.parent_input_id)
         self._state.calls[call.id] = call
         return api_pb2.FunctionMapResponse(
@@ -72,8 +76,9 @@ class CallService:
         def outputs() -> list[api_pb2.FunctionGetOutputsItem]:
             return [entry.output for entry in call.inputs if entry.output is not None and entry.idx in wanted]
 
+        # An expired call is not answered early: the client would ask again at once, for as long as its own time lasts.
         await call.changed.wait_until(
-            lambda: call.expired or bool(outputs()), within_s=min(request.timeout, _LONGEST_POLL_S)
+            lambda: bool(outputs()) and not call.expired, within_s=min(request.timeout, _LONGEST_POLL_S)
         )
         if call.expired:
             return api_pb2.FunctionGetOutputsResponse(num_unfinished_inputs=0, last_entry_id="0-0")

@@ -22,7 +22,7 @@ from aiodiloco.testing.modal.dispatch import Dispatcher, make_service
 from aiodiloco.testing.modal.functions import FunctionService
 from aiodiloco.testing.modal.logs import LogService, LogStore
 from aiodiloco.testing.modal.objects import ObjectService
-from aiodiloco.testing.modal.processes import ContainerProcesses, running_processes
+from aiodiloco.testing.modal.processes import ContainerProcesses, running_zygote
 from aiodiloco.testing.modal.records import State
 from aiodiloco.testing.modal.scheduler import Scheduler
 
@@ -65,7 +65,8 @@ class ControlPlane:
 async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncIterator[ControlPlane]:
     """Run a control plane for as long as the block lasts."""
     state, logs, blobs = State(), LogStore(), BlobService()
-    async with anyio.create_task_group() as task_group:
+    zygote = running_zygote(env=_zygote_env(settings), preload=settings.preload)
+    async with zygote as channel, anyio.create_task_group() as task_group:
         scheduler = Scheduler(
             state,
             task_group,
@@ -87,21 +88,21 @@ async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncI
         server = Server(
             [make_service(Dispatcher(services, faults, task_group))], status_details_codec=custom_detail_codec
         )
-        listener = _Listener(state, scheduler, logs)
-        async with running_processes(listener, env=_zygote_env(settings), preload=settings.preload) as processes:
+        processes = ContainerProcesses(channel, _Listener(state, scheduler, logs), task_group)
+        try:
             await blobs.start()
             await server.start("127.0.0.1", settings.port)
-            port = server._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+            port = server._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]  # no public way
             url = f"http://127.0.0.1:{port}"
             scheduler.runner = _ProcessRunner(processes, state, logs, settings, url)
-            try:
-                yield ControlPlane(state, scheduler, logs, blobs, url)
-            finally:
-                with anyio.move_on_after(5, shield=True):
-                    server.close()
-                    await server.wait_closed()
-                    await blobs.stop()
-        task_group.cancel_scope.cancel()
+            yield ControlPlane(state, scheduler, logs, blobs, url)
+        finally:
+            task_group.cancel_scope.cancel()
+            processes.close()
+            with anyio.move_on_after(5, shield=True):
+                server.close()
+                await server.wait_closed()
+                await blobs.stop()
 
 
 class _Listener:

@@ -69,6 +69,8 @@ class LoopbackModal:
         max_containers: How many containers may run at once; further inputs wait. Modal's plans allow 100 to 1000.
         idle_s: How long a container waits for another input before it ends. 0: every input gets a fresh container.
         preemption_grace_s: How long a preempted container may go on before it is killed.
+        client_timeout_s: After how long without a heartbeat of its client an ephemeral app ends; clients send one every
+            15 s.
         preload: Modules that every container has imported from the start, such as `torch`; it then starts in 10 ms.
         env: Environment variables for containers, on top of this process's own.
         streams_replay: Whether a log stream starts with the lines there are, or with the first new one.
@@ -83,6 +85,7 @@ class LoopbackModal:
         max_containers: int = 100,
         idle_s: float = 10.0,
         preemption_grace_s: float = 5.0,
+        client_timeout_s: float = 60.0,
         preload: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         streams_replay: bool = True,
@@ -94,6 +97,7 @@ class LoopbackModal:
             max_containers=max_containers,
             idle_s=idle_s,
             preemption_grace_s=preemption_grace_s,
+            client_timeout_s=client_timeout_s,
             preload=tuple(preload),
             env=dict(env or {}),
             streams_replay=streams_replay,
@@ -166,6 +170,13 @@ class LoopbackModal:
     def containers(self) -> list[str]:
         """Return the ids of all containers whose process has not ended."""
         return list(self._running().state.containers)
+
+    def reset(self) -> None:
+        """End all faults, and kill every call that has not ended. Apps stay."""
+        self.faults.clear()
+        plane, portal = self._running(), self._portal
+        assert portal is not None
+        portal.call(plane.scheduler.end_all_calls)
 
     async def crash(self, call_id: str) -> None:
         """Kill the container that has a call's input, as if its machine had died."""

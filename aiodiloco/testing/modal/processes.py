@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-__all__ = ["ContainerProcesses", "ProcessListener", "running_processes"]
+__all__ = ["ContainerProcesses", "ProcessListener", "running_zygote"]
 
 _READY_BOUND_S = 60.0
 _CLOSE_BOUND_S = 10.0
@@ -37,7 +37,7 @@ class ProcessListener(Protocol):
 
 
 class ContainerProcesses:
-    """The zygote and its children."""
+    """The children of the zygote at the other end of `channel`; works in `task_group` until that is cancelled."""
 
     def __init__(self, channel: socket.socket, listener: ProcessListener, task_group: TaskGroup) -> None:
         self._channel = channel
@@ -45,6 +45,8 @@ class ContainerProcesses:
         self._task_group = task_group
         self._send_order, self._orders = anyio.create_memory_object_stream[tuple[dict[str, Any], list[int]]](100_000)
         self._outlets: dict[str, list[_Outlet]] = {}
+        task_group.start_soon(self._send_all_orders)
+        task_group.start_soon(self._hear_exits)
 
     def start(self, task_id: str, arguments: bytes, *, env: dict[str, str], path: Sequence[str]) -> None:
         """Start a container with these ContainerArguments; its end is reported to the listener in any case."""
@@ -69,7 +71,7 @@ class ContainerProcesses:
         for outlet in self._outlets.get(task_id, []):
             self._report(task_id, outlet)
 
-    async def send_orders(self) -> None:
+    async def _send_all_orders(self) -> None:
         """Pass orders on to the zygote, in order, forever."""
         async for order, descriptors in self._orders:
             await anyio.wait_writable(self._channel)
@@ -79,7 +81,7 @@ class ContainerProcesses:
                 for descriptor in descriptors:
                     os.close(descriptor)
 
-    async def hear_exits(self) -> None:
+    async def _hear_exits(self) -> None:
         """Report every end to the listener, until the zygote ends."""
         while True:
             await anyio.wait_readable(self._channel)
@@ -148,26 +150,20 @@ class _Outlet:
 
 
 @contextlib.asynccontextmanager
-async def running_processes(
-    listener: ProcessListener, *, env: dict[str, str], preload: Sequence[str]
-) -> AsyncIterator[ContainerProcesses]:
-    """Run a zygote for as long as the block lasts; no process of it is left afterwards."""
+async def running_zygote(*, env: dict[str, str], preload: Sequence[str]) -> AsyncIterator[socket.socket]:
+    """Run a zygote for as long as the block lasts; no process of it is left afterwards.
+
+    Raises:
+        RuntimeError: it did not start.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, _PACKETS)
     ours.setblocking(False)
-    with ours, contextlib.ExitStack() as stack:
+    with ours:
         with theirs:
             zygote = _spawn(theirs, env=env, preload=preload)
         try:
             await _wait_until_ready(ours, zygote)
-            async with anyio.create_task_group() as task_group:
-                processes = ContainerProcesses(ours, listener, task_group)
-                stack.callback(processes.close)
-                task_group.start_soon(processes.send_orders)
-                task_group.start_soon(processes.hear_exits)
-                try:
-                    yield processes
-                finally:
-                    task_group.cancel_scope.cancel()
+            yield ours
         finally:
             ours.close()
             with anyio.CancelScope(shield=True):

@@ -106,6 +106,8 @@ class Scheduler:
     async def next_input(self, container: Container) -> Input | None:
         """Return the input that a container shall try next; None: it shall end."""
         function = container.function
+        if container.retiring:  # if it has an input still, its end decides what becomes of that
+            return None
         if container.attempt is not None:  # its request was lost on the way back: give it the same again
             return container.attempt.input
         container.idle = True
@@ -128,6 +130,8 @@ class Scheduler:
         entry.attempt = container.attempt = attempt
         entry.num_attempts += 1
         container.has_worked = True
+        definition = container.function.definition
+        container.retiring |= self._idle_s <= 0 or definition.single_use_containers or definition.max_inputs == 1
         self._task_group.start_soon(self._bound, attempt)
 
     async def _bound(self, attempt: Attempt) -> None:
@@ -229,6 +233,11 @@ class Scheduler:
         for container in self._state.containers.values():
             if container.function.app is app:
                 self._kill(container)
+
+    def end_all_calls(self) -> None:
+        """End every call that has not ended, killing the containers that have an input of it."""
+        for call in self._state.calls.values():
+            self.cancel(call, terminate_containers=True, why="the control plane was reset")
 
     def preempt(self, container: Container) -> None:
         """Interrupt a container as Modal does when it takes a machine away: its input runs again elsewhere."""

@@ -64,11 +64,18 @@ class _Zygote:
                 if self._wake_read in ready:
                     self._report_exits()
                 if self._control in ready:
-                    packet, descriptors, _, _ = socket.recv_fds(self._control, _LARGEST_PACKET, 3)
+                    packet, descriptors = self._receive()
                     if not packet:
                         return None
                     if (job := self._obey(json.loads(packet), descriptors)) is not None:
                         return job
+
+    def _receive(self) -> tuple[bytes, list[int]]:
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._control, _LARGEST_PACKET, 3)
+        except ConnectionResetError:  # closed before it had read all that was said to it
+            return b"", []
+        return packet, descriptors
 
     def kill_all(self) -> None:
         """Kill every container, and what it started."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import signal
 import sys
@@ -45,10 +46,12 @@ def main(*, port: int = 0, max_containers: int = 100, preload: Sequence[str] = (
 
 
 async def _serve_until_signalled(port: int, max_containers: int, preload: Sequence[str]) -> None:
+    serving = functools.partial(serve, port=port, max_containers=max_containers, preload=preload)
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with LoopbackModal(port=port, max_containers=max_containers, preload=preload) as modal:
-            for name, value in modal.env.items():
+        async with anyio.create_task_group() as task_group:
+            env: dict[str, str] = await task_group.start(serving)
+            for name, value in env.items():
                 sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
             sys.stdout.flush()
-            async for _ in signals:
-                return
+            await anext(signals)
+            task_group.cancel_scope.cancel()
