@@ -49,7 +49,7 @@ def until() -> Callable[[Callable[[], bool]], Any]:
 
     async def wait(holds: Callable[[], bool]) -> None:
         with anyio.fail_after(10):
-            while not holds():
-                await anyio.sleep(0.01)
+            while not holds():  # noqa: ASYNC110
+                await anyio.sleep(0.01)  # another process's doing: no event tells of it
 
     return wait

@@ -1,5 +1,7 @@
 """The app that the tests run: imported by the client, and by containers."""
 
+# ruff: noqa: T201 - what containers print is what some tests read
+
 from __future__ import annotations
 
 import asyncio
@@ -30,6 +32,14 @@ class OnlyThereError(Exception):
         return (_only_in_a_container, ())
 
 
+def _note(path: str, line: str) -> int:
+    """Append a line to a file; return how many it had."""
+    file = Path(path)
+    before = file.read_text() if file.exists() else ""
+    file.write_text(f"{before}{line}\n")
+    return len(before.splitlines())
+
+
 def _only_in_a_container() -> Exception:
     if not os.environ.get("MODAL_IS_REMOTE"):
         raise LookupError("not in a container")
@@ -52,57 +62,47 @@ async def add_async(a: int, b: int) -> int:
 @app.function(timeout=60)
 def sleep(path: str, seconds: float = 60) -> str:
     """Note every start and every interrupt in a file; sleep."""
-    with Path(path).open("a") as file:
-        file.write("start\n")
+    _note(path, "start")
     try:
         time.sleep(seconds)
     except BaseException as exc:
-        with Path(path).open("a") as file:
-            file.write(f"{type(exc).__name__}\n")
+        _note(path, type(exc).__name__)
         raise
     return "slept"
 
 
 @app.function()
 async def sleep_async(path: str) -> None:
-    with Path(path).open("a") as file:
-        file.write("start\n")
+    _note(path, "start")
     await asyncio.sleep(60)
 
 
 @app.function()
 def first_waits_then_returns(path: str) -> str:
     """Wait in the first incarnation; return in the next."""
-    attempts = Path(path)
-    if attempts.exists():
+    if _note(path, "start"):
         return "second incarnation"
-    attempts.write_text(str(os.getpid()))
     time.sleep(60)
     return "first incarnation"
 
 
 @app.function()
 async def first_waits_then_returns_async(path: str) -> str:
-    attempts = Path(path)
-    if attempts.exists():
+    if _note(path, "start"):
         return "second incarnation"
-    attempts.write_text(str(os.getpid()))
     await asyncio.sleep(60)
     return "first incarnation"
 
 
 @app.function(timeout=1)
 def hangs_at_first(path: str) -> None:
-    with Path(path).open("a") as file:
-        file.write("start\n")
+    _note(path, "start")
     time.sleep(60)
 
 
 @app.function(retries=modal.Retries(max_retries=2, initial_delay=0.0))
 def fails_twice(path: str) -> str:
-    with Path(path).open("a") as file:
-        file.write("try\n")
-    if len(Path(path).read_text().splitlines()) < 3:
+    if _note(path, "try") < 2:
         raise UserError("again", 1)
     return "third time"
 
@@ -128,8 +128,15 @@ def pids() -> tuple[int, int]:
 
 
 @app.function()
+@modal.concurrent(max_inputs=10)
+def pid_concurrent() -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+@app.function()
 def ignores_cancellation(path: str) -> str:
-    Path(path).write_text("start")
+    _note(path, "start")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -164,5 +171,5 @@ def spawns_child(path: str) -> None:
     import subprocess
 
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    Path(path).write_text(str(child.pid))
+    _note(path, str(child.pid))
     time.sleep(60)

@@ -84,6 +84,12 @@ async def test_options_make_a_variant_with_containers_of_its_own(lookup: Any) ->
     assert await variant.remote.aio() == await plain.with_options(gpu="H100", timeout=100).remote.aio()
 
 
+async def test_a_container_has_one_input_at_a_time(lookup: Any) -> None:
+    function = lookup("pid_concurrent")
+    calls = [await function.spawn.aio() for _ in range(3)]
+    assert len({await call.get.aio() for call in calls}) == 3
+
+
 async def test_secrets_reach_the_container_and_tokens_do_not(lookup: Any) -> None:
     environment = lookup("environment")
     assert await environment.remote.aio("LOOPBACK_SECRET") == "hidden"

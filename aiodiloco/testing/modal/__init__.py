@@ -22,9 +22,9 @@ sharing them:
 
 - An image is this machine and this interpreter as they are; mounts are the files where they lie; a region, a GPU or an
   amount of memory that is asked for is noted and not provided. Any credentials are welcome.
-- A container has one input at a time, waits `idle_s` for another, and is forked from a process that imported Modal's
-  runtime. `@modal.concurrent`, `@modal.batched`, classes, generators, web endpoints, sandboxes, dicts, queues and
-  schedules are refused with UNIMPLEMENTED, or ignored where they are only a setting.
+- A container has one input at a time, whatever `@modal.concurrent` says, waits `idle_s` for another, and is forked from
+  a process that imported Modal's runtime. Schedules are ignored; classes, generators, `map`, web endpoints, sandboxes,
+  volumes, dicts and queues are refused with UNIMPLEMENTED.
 - A container that is lost, or cannot start, ends its input at once with an internal failure (or, when an import
   failed, with that error), without the attempts that Modal makes before. Failures and timeouts are retried by the
   function's own policy.
@@ -36,9 +36,10 @@ sharing them:
 - Outputs are kept until the control plane ends, unless `LoopbackModal.expire` forgets them. An unknown id is NOT_FOUND.
   A poll for a forgotten output is held for its time like one for a pending output; so the client raises
   `OutputExpiredError` from `get(timeout=…)` only, and waits forever in `get()`.
+- The app of a client that sent no heartbeat for `client_timeout_s` ends, if it is ephemeral.
 - A request is deduplicated by its idempotency key where it creates an app, a call or an input.
-- One log entry is one line. A line without an end waits for it, or for its input to end. A stream starts with the lines there are unless
-  `streams_replay` is False.
+- One log entry is one line. A line without an end waits for it, or for its input to end. A stream starts with the lines
+  there are unless `streams_replay` is False.
 - One connection carries 100 requests at a time, which is the default of the HTTP/2 library, not a figure of Modal's.
 """
 

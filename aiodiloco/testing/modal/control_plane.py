@@ -141,7 +141,7 @@ class _ProcessRunner:
             task_id=container.id,
             function_id=function.id,
             app_id=function.app.id,
-            function_def=function.definition,
+            function_def=_one_input_at_a_time(function.definition),
             environment_name="main",
             app_layout=layout_of(function.app, self._state),
         )
@@ -171,6 +171,13 @@ class _ProcessRunner:
             # Requests of containers do not say whose they are; this header does.
             "MODAL_OVERRIDE_HEADERS": f"x-task:{container.id}",
         }
+
+
+def _one_input_at_a_time(definition: api_pb2.Function) -> api_pb2.Function:
+    single = api_pb2.Function()
+    single.CopyFrom(definition)
+    single.max_concurrent_inputs = single.target_concurrent_inputs = 0
+    return single
 
 
 def _import_path() -> list[str]:
