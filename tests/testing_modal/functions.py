@@ -129,9 +129,10 @@ def pids() -> tuple[int, int]:
 
 @app.function()
 @modal.concurrent(max_inputs=10)
-def pid_concurrent() -> int:
+def span() -> tuple[float, float, int]:
+    started = time.monotonic()
     time.sleep(0.05)
-    return os.getpid()
+    return started, time.monotonic(), os.getpid()
 
 
 @app.function()

@@ -85,9 +85,11 @@ async def test_options_make_a_variant_with_containers_of_its_own(lookup: Any) ->
 
 
 async def test_a_container_has_one_input_at_a_time(lookup: Any) -> None:
-    function = lookup("pid_concurrent")
-    calls = [await function.spawn.aio() for _ in range(3)]
-    assert len({await call.get.aio() for call in calls}) == 3
+    one_container = lookup("span").with_options(max_containers=1)
+    calls = [await one_container.spawn.aio() for _ in range(3)]
+    (_, a, pid), (b, c, pid2), (d, _, pid3) = sorted([await call.get.aio() for call in calls])
+    assert pid == pid2 == pid3
+    assert a <= b < c <= d
 
 
 async def test_secrets_reach_the_container_and_tokens_do_not(lookup: Any) -> None:

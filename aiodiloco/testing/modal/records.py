@@ -42,7 +42,7 @@ class Changed:
         return ready()
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class App:
     """One app; `name` only once it is deployed."""
 
@@ -56,7 +56,7 @@ class App:
     stopped: bool = False
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Function:
     """One function, or one variant of it that `with_options` bound; each has containers of its own."""
 
@@ -71,7 +71,7 @@ class Function:
     changed: Changed = dataclasses.field(default_factory=Changed)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Call:
     """One function call: what `spawn` returns a handle of."""
 
@@ -85,7 +85,7 @@ class Call:
     changed: Changed = dataclasses.field(default_factory=Changed)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Input:
     """One input of a call, which containers try until there is an output."""
 
@@ -99,7 +99,7 @@ class Input:
     output: api_pb2.FunctionGetOutputsItem | None = None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Attempt:
     """One container's try at one input."""
 
@@ -109,7 +109,7 @@ class Attempt:
     ended: anyio.Event = dataclasses.field(default_factory=anyio.Event)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Container:
     """One running container: a process of Modal's runtime."""
 
@@ -127,7 +127,7 @@ class Container:
     changed: Changed = dataclasses.field(default_factory=Changed)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class State:
     """Everything, by id."""
 
