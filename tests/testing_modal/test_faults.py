@@ -119,6 +119,20 @@ async def test_containers_are_struck_only_on_request(lookup: Any, loopback_modal
     assert (of_clients.struck, of_containers.struck) == (0, 1)
 
 
+async def test_a_control_plane_that_is_down_refuses_and_comes_back(
+    lookup: Any, loopback_modal: LoopbackModal, tmp_path: Any, until: Any
+) -> None:
+    function = lookup("says_and_waits")
+    call = await function.spawn.aio(str(tmp_path / "go"))
+    await until(lambda: loopback_modal.call(call.object_id).state == "running")
+    async with loopback_modal.down():
+        (tmp_path / "go").touch()
+        with pytest.raises(modal.exception.ConnectionError):
+            await function.spawn.aio(str(tmp_path / "go"))
+    with anyio.fail_after(10):
+        await call.get.aio()
+
+
 async def test_a_hundred_pending_polls_block_every_other_rpc_of_their_client(
     lookup: Any, loopback_modal: LoopbackModal, client: modal.Client, tmp_path: Any
 ) -> None:

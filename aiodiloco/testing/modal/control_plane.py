@@ -10,8 +10,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import anyio
-from grpclib.server import Server
-from modal._utils.grpc_utils import custom_detail_codec
 from modal_proto import api_pb2
 
 from aiodiloco.testing.modal.apps import AppService, layout_of
@@ -20,6 +18,7 @@ from aiodiloco.testing.modal.calls import CallService
 from aiodiloco.testing.modal.containers import ContainerService
 from aiodiloco.testing.modal.dispatch import Dispatcher, make_service
 from aiodiloco.testing.modal.functions import FunctionService
+from aiodiloco.testing.modal.listener import Listener
 from aiodiloco.testing.modal.logs import LogService, LogStore
 from aiodiloco.testing.modal.objects import ObjectService
 from aiodiloco.testing.modal.processes import ContainerProcesses, running_zygote
@@ -50,15 +49,16 @@ class Settings:
     streams_replay: bool
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class ControlPlane:
     """What runs, for those who look at it from outside. Used on its own event loop only."""
 
-    def __init__(self, state: State, scheduler: Scheduler, logs: LogStore, blobs: BlobService, url: str) -> None:
-        self.state = state
-        self.scheduler = scheduler
-        self.logs = logs
-        self.blobs = blobs
-        self.url = url
+    state: State
+    scheduler: Scheduler
+    logs: LogStore
+    blobs: BlobService
+    listener: Listener
+    url: str
 
 
 @contextlib.asynccontextmanager
@@ -85,27 +85,22 @@ async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncI
             LogService(state, logs, streams_replay=settings.streams_replay),
             ObjectService(state),
         ]
-        server = Server(
-            [make_service(Dispatcher(services, faults, task_group))], status_details_codec=custom_detail_codec
-        )
-        processes = ContainerProcesses(channel, _Listener(state, scheduler, logs), task_group)
+        listener = Listener(make_service(Dispatcher(services, faults, task_group)))
+        processes = ContainerProcesses(channel, _ProcessEvents(state, scheduler, logs), task_group)
         try:
             await blobs.start()
-            await server.start("127.0.0.1", settings.port)
-            port = server._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]  # no public way
-            url = f"http://127.0.0.1:{port}"
+            url = f"http://127.0.0.1:{await listener.up(settings.port)}"
             scheduler.runner = _ProcessRunner(processes, state, logs, settings, url)
-            yield ControlPlane(state, scheduler, logs, blobs, url)
+            yield ControlPlane(state, scheduler, logs, blobs, listener, url)
         finally:
             task_group.cancel_scope.cancel()
             processes.close()
+            await listener.down()
             with anyio.move_on_after(5, shield=True):
-                server.close()
-                await server.wait_closed()
                 await blobs.stop()
 
 
-class _Listener:
+class _ProcessEvents:
     """Passes on what happens to container processes."""
 
     def __init__(self, state: State, scheduler: Scheduler, logs: LogStore) -> None:

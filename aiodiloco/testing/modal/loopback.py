@@ -21,7 +21,7 @@ from aiodiloco.testing.modal.dispatch import RPC_NAMES
 from aiodiloco.testing.modal.faults import FaultPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
     from aiodiloco.testing.modal.records import Call, Container, Input
@@ -194,6 +194,23 @@ class LoopbackModal:
             plane.state.calls[call_id].changed.notify()
 
         await self._in_loop(expire)
+
+    @contextlib.asynccontextmanager
+    async def down(self) -> AsyncIterator[None]:
+        """Be unreachable for as long as the block lasts: every connection is cut, new ones are refused.
+
+        Containers go on meanwhile; they lose their connection as well, and come back by themselves.
+        """
+        await self._await_in_loop(self._running().listener.down)
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._await_in_loop(self._running().listener.up)
+
+    async def _await_in_loop(self, function: Callable[[], Awaitable[object]]) -> None:
+        assert self._portal is not None
+        await anyio.to_thread.run_sync(self._portal.call, function)
 
     async def _in_loop(self, function: Callable[[ControlPlane], None]) -> None:
         plane, portal = self._running(), self._portal
