@@ -76,6 +76,11 @@ class Scheduler:
                 return
             self._start(function)
 
+    def _pump_all(self) -> None:
+        for function in self._state.functions.values():
+            if function.pending:
+                self.pump(function)
+
     def _num_wanted(self, function: Function) -> int:
         if function.app.stopped:
             return 0
@@ -111,6 +116,7 @@ class Scheduler:
         if container.attempt is not None:  # its request was lost on the way back: give it the same again
             return container.attempt.input
         container.idle = True
+        self._pump_all()  # another function may wait for its room
         try:
             await function.changed.wait_until(
                 lambda: container.retiring or bool(function.pending),
@@ -278,9 +284,7 @@ class Scheduler:
             self._conclude(attempt, container.failure or _lost(container, code))
         elif not (container.has_worked or container.retiring) and function.pending:
             self._finish(function.pending.popleft(), container.failure or _lost(container, code), task_id=container.id)
-        for waiting in self._state.functions.values():
-            if waiting.pending:
-                self.pump(waiting)
+        self._pump_all()
 
 
 def _lost(container: Container, code: int) -> api_pb2.GenericResult:
