@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import modal
+import modal.exception
 
 from aiodiloco.errors import EntrypointError, ExecutorError
 from aiodiloco.executors.modal.errors import explain
@@ -105,8 +106,10 @@ class AnyFunctionApp:
     def _make(self) -> tuple[modal.App, modal.Function[..., Any, Any]]:
         app = modal.App(self.name)
         image = add_sources(self._image or _default_image(), self._sources)
-        function = app.function(image=image, name="replica", retries=0, **self._options)(run_replica)
-        return app, function
+        try:
+            return app, app.function(image=image, name="replica", retries=0, **self._options)(run_replica)
+        except modal.exception.InvalidError as exc:
+            raise ValueError(f"Modal does not take {self._options}: {exc}") from exc
 
 
 def _default_image() -> modal.Image:

@@ -13,6 +13,7 @@ import modal
 import modal.exception
 
 from aiodiloco.errors import ExecutorError, HandleError
+from aiodiloco.executors.modal.ends import Ends
 from aiodiloco.executors.modal.errors import explain
 from aiodiloco.executors.modal.logs import read_logs
 from aiodiloco.executors.modal.outcome import Asked, is_from_replica, is_transient, row_of_exception, row_of_value
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = ["ModalBackend"]
 
-# A client sends everything over one HTTP/2 connection, whose server allows 100 requests at once by default: long polls
-# must leave room for the spawns (16 at once) and the cancellations, or those wait until the polls time out.
-_NUM_POLLS = 64
+# A client sends everything over one HTTP/2 connection, whose server allows 100 requests at once by default. Long polls
+# must leave room for the rest, or a cancellation waits until they time out; and the polls by which cancellations are
+# confirmed must not queue behind those of all the replicas that still run. With 16 spawns at once these are 96.
+_NUM_POLLS = 48
+_NUM_CONFIRMATIONS = 16
 _NUM_ORDERS = 16
 
 _LONG_POLL_S = 5.0
 _SHORT_POLL_S = 1.0  # when there are more replicas than polls, which then take turns
-_ORDER_S = 3.0  # an answer that takes longer is lost; asking again is harmless
+_ANSWER_S = 3.0  # an answer that takes longer is lost; asking again is harmless
 _KILL_S = 12.0  # between asking Modal to kill containers and their end
 _LATEST_RETRY_S = 45.0
 
@@ -55,9 +58,10 @@ class ModalBackend:
         self._client = client
         self._grace_s = grace_s
         self._polls = Slots(_NUM_POLLS)
+        self._confirmations = Slots(_NUM_CONFIRMATIONS)
         self._orders = Slots(_NUM_ORDERS)
         self._lock = threading.Lock()
-        self._num_waits = 0
+        self._ends = Ends()
         self._asked: dict[str, Asked] = {}
         self._launches: dict[str, str] = {}
 
@@ -91,19 +95,13 @@ class ModalBackend:
 
     async def wait(self, handle: ReplicaHandle) -> ReplicaResult:
         """Return how the replica ended; asks again as long as the control plane cannot be reached."""
-        call, pauses = self._call(handle), Pauses()
-        with self._waiting():
-            while True:
-                row = None
-                async with self._polls.hold():
-                    with anyio.move_on_after(self._poll_s()) as poll:
-                        row = await self._end(handle, call)
-                if row is not None:
-                    return row
-                if poll.cancelled_caught:
-                    pauses = Pauses()
-                else:
-                    await pauses.wait()
+        with self._ends.waiting(str(handle.call_id)) as waiter:
+            with waiter.scope:
+                row = await self._watch(handle)
+                self._ends.tell(str(handle.call_id), row)
+                return row
+            assert waiter.row is not None
+            return waiter.row
 
     async def cancel(self, handle: ReplicaHandle) -> None:
         """Ask for the end of the call, and kill its container if it has not ended after the grace period."""
@@ -142,6 +140,30 @@ class ModalBackend:
             )
         return modal.FunctionCall.from_id(handle.call_id, client=self._client)
 
+    async def _watch(self, handle: ReplicaHandle) -> ReplicaResult:
+        call, pauses = self._call(handle), Pauses()
+        while True:
+            polls = self._polls if self._asked_of(handle) is Asked.nothing else self._confirmations
+            try:
+                async with polls.hold():
+                    row = await self._poll(handle, call)
+            except _StillRunningError:
+                pauses = Pauses()
+                continue
+            if row is not None:
+                return row
+            await pauses.wait()
+
+    async def _poll(self, handle: ReplicaHandle, call: modal.FunctionCall[Any]) -> ReplicaResult | None:
+        """Do what `_end` does, but raise _StillRunningError only after some seconds."""
+        with anyio.move_on_after(_LONG_POLL_S if self._ends.num_waiters <= _NUM_POLLS else _SHORT_POLL_S):
+            return await self._end(handle, call)
+        with anyio.move_on_after(
+            _ANSWER_S
+        ):  # without a timeout, the client waits forever for a result that has expired
+            return await self._end(handle, call, timeout=0)
+        return None
+
     async def _end(
         self, handle: ReplicaHandle, call: modal.FunctionCall[Any], *, timeout: float | None = None
     ) -> ReplicaResult | None:
@@ -168,32 +190,22 @@ class ModalBackend:
             raise exc
         if isinstance(exc, (modal.exception.AuthError, modal.exception.PermissionDeniedError)):
             raise explain(exc, f"watching rank {handle.rank}") from exc
-        return row_of_exception(handle, exc, asked=self._asked.get(str(handle.call_id), Asked.nothing))
+        return row_of_exception(handle, exc, asked=self._asked_of(handle))
+
+    def _asked_of(self, handle: ReplicaHandle) -> Asked:
+        return self._asked.get(str(handle.call_id), Asked.nothing)
 
     async def _order(self, handle: ReplicaHandle, what: Asked) -> None:
         """Have Modal accept the order, however often it must be told; the asker has the deadline."""
         call, pauses = self._call(handle), Pauses()
         with self._lock:  # before Modal hears of it: the replica's end may be known sooner than the order's acceptance
-            self._asked[str(handle.call_id)] = max(what, self._asked.get(str(handle.call_id), what))
+            self._asked[str(handle.call_id)] = max(what, self._asked_of(handle))
         while True:
             async with self._orders.hold():
-                with anyio.move_on_after(_ORDER_S), _transient_suppressed(f"cancelling rank {handle.rank}"):
+                with anyio.move_on_after(_ANSWER_S), _transient_suppressed(f"cancelling rank {handle.rank}"):
                     await call.cancel.aio(terminate_containers=what is Asked.to_be_killed)
                     return
             await pauses.wait()
-
-    @contextlib.contextmanager
-    def _waiting(self) -> Iterator[None]:
-        with self._lock:
-            self._num_waits += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._num_waits -= 1
-
-    def _poll_s(self) -> float:
-        return _LONG_POLL_S if self._num_waits <= _NUM_POLLS else _SHORT_POLL_S
 
 
 class _StillRunningError(Exception):

@@ -23,6 +23,7 @@ __all__ = ["Asked", "is_from_replica", "is_transient", "row_of_exception", "row_
 
 _REMEDY = "results travel as JSON: return numbers, strings, lists and dicts, and put larger things in the store"
 _LINES = "__line_cache__"
+_UNPICKLABLE = "Here is the remote traceback:\n"  # the client's words, for an exception that it could not unpickle
 _MOST_FRAMES = 200
 _RUNTIME = re.compile(r"/modal/(_runtime/|_container_entrypoint\.py|replica\.py)")  # Modal's, and this package's
 _CONTAINER_PREFIX = re.compile(r"^<[^>]*>:")  # Modal marks a file of a container as "<container id>:path"
@@ -82,6 +83,9 @@ def row_of_exception(handle: ReplicaHandle, exc: BaseException, *, asked: Asked)
         return _failed(handle, _one_line(exc), exit_code=1, text=_remote_traceback(exc))
     if is_transient(exc):
         return None
+    if _UNPICKLABLE in str(exc):
+        said, _, text = str(exc).partition(_UNPICKLABLE)
+        return _failed(handle, f"{type(exc).__qualname__}: {' '.join(said.split())}"[:1000], exit_code=1, text=text)
     return _failed(handle, _explain(handle, exc))
 
 

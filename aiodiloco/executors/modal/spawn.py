@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import modal
+
 from aiodiloco.errors import EntrypointError
 from aiodiloco.executors.core import Executor
 from aiodiloco.executors.entrypoint import check_signature
@@ -23,8 +25,6 @@ from aiodiloco.executors.modal.slots import Slots
 from aiodiloco.executors.modal.target import Replica, Variants
 
 if TYPE_CHECKING:
-    import modal
-
     from aiodiloco.executors.port import SpawnRequest
     from aiodiloco.executors.serverless import Entrypoint
     from aiodiloco.records import JSON, ReplicaHandle
@@ -122,10 +122,12 @@ class _OwnFunction:
 
     def is_named(self, entrypoint: Entrypoint | None) -> bool:
         """Return whether `entrypoint` is this function: as Modal has it, as Python has it, or by name."""
+        if isinstance(entrypoint, modal.Function):
+            return entrypoint is self._function
         if entrypoint is None or isinstance(entrypoint, str):
             return entrypoint is not None and entrypoint == name_of(self._function)
-        named = f"{getattr(entrypoint, '__module__', None)}:{getattr(entrypoint, '__qualname__', None)}"
-        return entrypoint is self._function or named == name_of(self._function)
+        given = f"{getattr(entrypoint, '__module__', None)}:{getattr(entrypoint, '__qualname__', None)}"
+        return given == name_of(self._function)
 
     def check(self, request: SpawnRequest) -> None:
         """Refuse another entrypoint, and arguments that Modal or the function does not take."""
