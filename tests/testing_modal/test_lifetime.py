@@ -26,15 +26,25 @@ _OWNER = """
 import sys, time
 import anyio
 from aiodiloco.testing.modal import LoopbackModal
-from tests.testing_modal.functions import app, sleep
+from tests.testing_modal.functions import app, spawns_child
 
 async def main():
     async with LoopbackModal() as loopback:
         async with app.run(client=await loopback.client()):
-            await sleep.spawn.aio(sys.argv[1])
+            await spawns_child.spawn.aio(sys.argv[1])
             await anyio.sleep(60)
 
 anyio.run(main)
+"""
+
+_PACKAGE_APP = """
+import modal
+app = modal.App("package")
+
+@app.function()
+def where():
+    from package.where import HERE
+    return HERE
 """
 
 _CLIENT = """
@@ -105,12 +115,30 @@ async def test_no_process_no_socket_and_no_file_is_left(
 async def test_nothing_outlives_an_owner_that_is_killed(
     processes: list[subprocess.Popen[str]], tmp_path: Path, until: Any
 ) -> None:
-    owner = _start(processes, _OWNER, str(tmp_path / "log"))
+    files = tmp_path / "tmp"
+    files.mkdir()
+    owner = _start(processes, _OWNER, str(tmp_path / "log"), TMPDIR=str(files))
     await until((tmp_path / "log").exists)
     started = _descendants(owner.pid)
-    assert len(started) == 2  # the process that forks, and a container
+    assert len(started) == 3  # the process that forks, a container, and what that started
+    assert list(files.iterdir()) != []
     owner.kill()
     await until(lambda: _gone(started))
+    await until(lambda: list(files.iterdir()) == [])
+
+
+async def test_the_clients_files_reach_containers_that_do_not_see_them(
+    processes: list[subprocess.Popen[str]], loopback_modal: LoopbackModal, tmp_path: Path
+) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "where.py").write_text("HERE = __file__\n")
+    (tmp_path / "package" / "train.py").write_text(_PACKAGE_APP)
+    env = {**loopback_modal.env, "PYTHONPATH": str(tmp_path)}
+    client = _start(processes, "from package.train import app, where\nwith app.run(): print(where.remote())", **env)
+    out, _ = await anyio.to_thread.run_sync(client.communicate)
+    assert out.endswith("/root/package/where.py\n")
+    assert not out.startswith(str(tmp_path))
 
 
 async def test_a_client_in_another_process_finds_its_way_by_the_environment(

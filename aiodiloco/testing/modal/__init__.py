@@ -20,8 +20,10 @@ What it decides by itself
 Modal documents its client, not its control plane. These behaviours are this module's choice; do not rely on Modal
 sharing them:
 
-- An image is this machine and this interpreter as they are; mounts are the files where they lie; a region, a GPU or an
-  amount of memory that is asked for is noted and not provided. Any credentials are welcome.
+- An image is this machine and this interpreter as they are, with this process's import path behind the mounted files;
+  those lie in a directory of their own, not at their absolute path, and count for imports only. What the forking
+  process has imported (`modal`, parts of `aiodiloco`, `preload`) is this machine's. A region, a GPU or an amount of
+  memory that is asked for is noted and not provided. Any credentials are welcome.
 - A container has one input at a time, whatever `@modal.concurrent` says, waits `idle_s` for another, and is forked from
   a process that imported Modal's runtime. Schedules are ignored; classes, generators, `map`, web endpoints, sandboxes,
   volumes, dicts and queues are refused with UNIMPLEMENTED.

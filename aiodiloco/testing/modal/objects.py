@@ -1,4 +1,4 @@
-"""RPCs about what a function needs: its image, mounted files, secrets."""
+"""RPCs about what a function needs besides its files: its image, its secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ObjectService"]
 
 
 class ObjectService:
-    """Every image is this machine as it is; every mount is the files where they are; secrets are kept."""
+    """Every image is this machine as it is; secrets are kept."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -37,24 +37,6 @@ class ObjectService:
                 workdir="/root",
             ),
         )
-
-    async def mount_get_or_create(
-        self, _request: api_pb2.MountGetOrCreateRequest, _caller: Caller
-    ) -> api_pb2.MountGetOrCreateResponse:
-        """Say that the mount exists."""
-        return api_pb2.MountGetOrCreateResponse(mount_id=new_id("mo"))
-
-    async def mount_batched_check_existence(
-        self, _request: api_pb2.MountBatchedCheckExistenceRequest, _caller: Caller
-    ) -> api_pb2.MountBatchedCheckExistenceResponse:
-        """Say that no file is missing: containers see this machine's files."""
-        return api_pb2.MountBatchedCheckExistenceResponse()
-
-    async def mount_put_file(
-        self, _request: api_pb2.MountPutFileRequest, _caller: Caller
-    ) -> api_pb2.MountPutFileResponse:
-        """Say that the file is there."""
-        return api_pb2.MountPutFileResponse(exists=True)
 
     async def secret_get_or_create(
         self, request: api_pb2.SecretGetOrCreateRequest, _caller: Caller

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -150,8 +151,10 @@ class _Outlet:
 
 
 @contextlib.asynccontextmanager
-async def running_zygote(*, env: dict[str, str], preload: Sequence[str]) -> AsyncIterator[socket.socket]:
-    """Run a zygote for as long as the block lasts; no process of it is left afterwards.
+async def running_zygote(
+    directory: str, *, env: dict[str, str], preload: Sequence[str]
+) -> AsyncIterator[socket.socket]:
+    """Run a zygote for as long as the block lasts; afterwards no process of it is left, nor the directory.
 
     Raises:
         RuntimeError: it did not start.
@@ -160,20 +163,23 @@ async def running_zygote(*, env: dict[str, str], preload: Sequence[str]) -> Asyn
     ours.setblocking(False)
     with ours:
         with theirs:
-            zygote = _spawn(theirs, env=env, preload=preload)
+            zygote = _spawn(theirs, directory, env=env, preload=preload)
         try:
             await _wait_until_ready(ours, zygote)
             yield ours
         finally:
             ours.close()
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(_end, zygote)
+                await anyio.to_thread.run_sync(_end, zygote, directory)
 
 
-def _spawn(channel: socket.socket, *, env: dict[str, str], preload: Sequence[str]) -> subprocess.Popen[bytes]:
+def _spawn(
+    channel: socket.socket, directory: str, *, env: dict[str, str], preload: Sequence[str]
+) -> subprocess.Popen[bytes]:
     # Not in a worker thread: the zygote dies with the thread that started it.
+    command = [sys.executable, "-m", "aiodiloco.testing.modal.zygote", str(channel.fileno()), str(os.getpid())]
     return subprocess.Popen(  # noqa: S603 - this interpreter, with arguments of our own
-        [sys.executable, "-m", "aiodiloco.testing.modal.zygote", str(channel.fileno()), str(os.getpid()), *preload],
+        [*command, directory, *preload],
         stdin=subprocess.DEVNULL,
         pass_fds=[channel.fileno()],
         env={**env, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
@@ -192,9 +198,10 @@ async def _wait_until_ready(channel: socket.socket, zygote: subprocess.Popen[byt
     )
 
 
-def _end(zygote: subprocess.Popen[bytes]) -> None:
+def _end(zygote: subprocess.Popen[bytes], directory: str) -> None:
     try:
         zygote.wait(_CLOSE_BOUND_S)
     except subprocess.TimeoutExpired:
         zygote.kill()
         zygote.wait()
+    shutil.rmtree(directory, ignore_errors=True)  # the zygote did, unless it was killed

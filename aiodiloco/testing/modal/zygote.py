@@ -6,7 +6,8 @@ It is told what to do over a socket of packets, one JSON object each:
     {"signal": number, "task": task_id}
 
 and says `{"ready": true}` once and `{"exited": task_id, "code": n}` for every container. When the socket closes,
-because the control plane is done or was killed, it kills every container and ends.
+because the control plane is done or was killed, it kills every container, removes the directory of their files, and
+ends.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -47,10 +49,23 @@ class _Zygote:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._tasks: dict[int, str] = {}  # by pid
-        self._pid = os.getpid()
+        self.pid = os.getpid()
+        self._is_ending = False
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_write.setblocking(False)
         self._wake_read.setblocking(False)
+
+    def warm_up(self, preload: list[str]) -> None:
+        """Import what containers shall have imported, and say so."""
+        for name in [_RUNTIME, *preload]:
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+        self._say({"ready": True})
+
+    def end(self, *_: object) -> None:
+        """Make `serve` return."""
+        self._is_ending = True
 
     def serve(self) -> _Job | None:
         """Return None in the zygote, when the socket has closed; a job in every container."""
@@ -59,7 +74,7 @@ class _Zygote:
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ)
             selector.register(self._wake_read, selectors.EVENT_READ)
-            while True:
+            while not self._is_ending:
                 ready = {key.fileobj for key, _ in selector.select()}
                 if self._wake_read in ready:
                     self._report_exits()
@@ -69,6 +84,7 @@ class _Zygote:
                         return None
                     if (job := self._obey(json.loads(packet), descriptors)) is not None:
                         return job
+        return None
 
     def _receive(self) -> tuple[bytes, list[int]]:
         try:
@@ -118,7 +134,8 @@ class _Zygote:
     def _leave(self) -> None:
         """In the child: let go of everything that is the zygote's."""
         os.setsid()
-        die_with_parent(self._pid)
+        die_with_parent(self.pid)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
@@ -155,25 +172,26 @@ def _leave_at_once(exit_code: list[int]) -> None:
         os._exit(exit_code[0])
 
 
-def main(control: int, parent: int, preload: list[str]) -> None:
-    """Import the runtime and `preload`, then fork containers until the socket `control` closes."""
+def main(control: int, parent: int, directory: str, preload: list[str]) -> None:
+    """Import the runtime and `preload`, fork containers until the socket `control` closes, remove the directory."""
     exit_code: list[int] = []
     atexit.register(_leave_at_once, exit_code)  # registered first, runs last
-    die_with_parent(parent)
-    channel = socket.socket(fileno=control)
-    for name in [_RUNTIME, *preload]:
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
-    channel.send(b'{"ready": true}')
-    zygote = _Zygote(channel)
-    job = zygote.serve()
-    if job is None:
-        zygote.kill_all()
-        exit_code.append(0)
-    else:
+    zygote = _Zygote(socket.socket(fileno=control))
+    job = None
+    try:
+        # Not SIGKILL when the control plane's process dies: there is something to clear away.
+        signal.signal(signal.SIGTERM, zygote.end)
+        die_with_parent(parent, signal.SIGTERM)
+        zygote.warm_up(preload)
+        job = zygote.serve()
+    finally:
+        if job is None and os.getpid() == zygote.pid:
+            zygote.kill_all()
+            shutil.rmtree(directory, ignore_errors=True)
+            exit_code.append(0)
+    if job is not None:
         exit_code.append(_become_container(job))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
