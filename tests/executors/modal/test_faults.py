@@ -153,7 +153,7 @@ async def test_an_expired_result_is_told(plane, sleeper, monkeypatch) -> None:
 
 async def test_a_preempted_replica_runs_again_and_its_handle_follows_it(plane, client) -> None:
     executor = ModalSpawnExecutor(functions.print_every, client=client)
-    [handle] = await executor.launch_replicas(1, entrypoint_args={"n_lines": 1, "seconds": 0.6})
+    [handle] = await executor.launch_replicas(1, entrypoint_args={"n_lines": 1, "seconds": 1.5})
     assert await anext(executor.stream_logs(handle, follow=True)) == "line 0 of rank 0"
     await plane.preempt(handle.call_id)
     [row] = await executor.collect([handle], timeout=_BOUND_S)
@@ -221,7 +221,7 @@ async def test_a_cancellation_is_not_starved_by_the_polls_of_a_large_group() -> 
 async def test_cancelling_launch_under_a_fault_leaves_no_call_alive(plane, sleeper, leftovers, fault) -> None:
     async def launch():
         fault(plane.faults)
-        return await sleeper.launch_replicas(2)
+        return await sleeper.launch_replicas(1)
 
     async def check(handles) -> None:
         plane.faults.clear()
@@ -247,7 +247,7 @@ async def test_cancelling_collect_under_a_fault_leaves_no_call_alive(plane, slee
     async def check(_) -> None:
         plane.faults.clear()
         await _until(lambda: not leftovers())
-        handles[:] = await sleeper.launch_replicas(2)
+        handles[:] = await sleeper.launch_replicas(1)
 
     await check(None)
     assert await cancel_at_every_step(collect, check, how="task") >= 4
