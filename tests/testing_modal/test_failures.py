@@ -102,3 +102,19 @@ async def test_a_container_that_cannot_start_fails_its_input(
     async with only_here.app.run(client=client):
         with pytest.raises(ImportError, match="no GPU driver"):
             await only_here.function.remote.aio()
+
+
+async def test_a_container_that_does_not_start_in_time_fails_its_input(
+    loopback_modal: LoopbackModal, client: modal.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_start.py").write_text(
+        "import os, time, modal\napp = modal.App('slow')\n"
+        "if os.environ.get('MODAL_IS_REMOTE'):\n    time.sleep(60)\n"
+        "@app.function(startup_timeout=1)\ndef function(): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import slow_start  # type: ignore[import-not-found]  # written above
+
+    async with slow_start.app.run(client=client):
+        with pytest.raises(modal.exception.InternalFailure):
+            await slow_start.function.remote.aio()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import modal
 import psutil
 import pytest
 
@@ -183,6 +184,21 @@ async def test_containers_without_idle_time_have_one_input_each(narrow: Loopback
     async with app.run(client=await narrow.client()):
         first, second = await pids.remote.aio(), await pids.remote.aio()
         assert first[0] != second[0]
+
+
+async def test_a_function_with_min_containers_is_warm_from_the_start_and_stays_so(
+    narrow: LoopbackModal, until: Any
+) -> None:
+    warm_app = modal.App("warm")
+    warm_app.function(min_containers=1, serialized=True, name="nothing")(lambda: None)
+    async with warm_app.run(client=await narrow.client()):
+        before = len(narrow.calls())
+        await until(narrow.containers)
+        (container,) = narrow.containers()
+        with anyio.move_on_after(0.3):
+            await until(lambda: narrow.containers() != [container])
+            pytest.fail("the container did not wait")
+        assert len(narrow.calls()) == before
 
 
 async def test_an_idle_container_makes_room_for_another_functions() -> None:

@@ -121,7 +121,7 @@ class Container:
     idle: bool = False
     retiring: bool = False
     preempted: bool = False
-    has_worked: bool = False
+    has_started: bool = False
     to_cancel: set[str] = dataclasses.field(default_factory=set)
     failure: api_pb2.GenericResult | None = None
     changed: Changed = dataclasses.field(default_factory=Changed)

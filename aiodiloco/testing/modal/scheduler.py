@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -105,6 +106,17 @@ class Scheduler:
         self._state.containers[container.id] = container
         function.containers[container.id] = container
         self.runner.start(container)
+        self._task_group.start_soon(self._bound_start, container)
+
+    async def _bound_start(self, container: Container) -> None:
+        definition = container.function.definition
+        bound_s = definition.startup_timeout_secs or definition.timeout_secs or _DEFAULT_TIMEOUT_S
+        if not await container.changed.wait_until(lambda: container.has_started, within_s=bound_s):
+            self.runner.signal(container, signal.SIGKILL)
+
+    def _is_kept_warm(self, container: Container) -> bool:
+        function = container.function
+        return len(function.containers) <= function.definition.autoscaler_settings.min_containers
 
     # Attempts.
 
@@ -115,12 +127,13 @@ class Scheduler:
             return None
         if container.attempt is not None:  # its request was lost on the way back: give it the same again
             return container.attempt.input
-        container.idle = True
+        container.idle = container.has_started = True
+        container.changed.notify()
         self._pump_all()  # another function may wait for its room
         try:
             await function.changed.wait_until(
                 lambda: container.retiring or bool(function.pending),
-                within_s=self._idle_s if container.has_worked else 60,
+                within_s=math.inf if self._is_kept_warm(container) else self._idle_s,
             )
         finally:
             container.idle = False
@@ -135,7 +148,6 @@ class Scheduler:
         attempt = Attempt(entry, container)
         entry.attempt = container.attempt = attempt
         entry.num_attempts += 1
-        container.has_worked = True
         definition = container.function.definition
         container.retiring |= self._idle_s <= 0 or definition.single_use_containers or definition.max_inputs == 1
         self._task_group.start_soon(self._bound, attempt)
@@ -282,7 +294,7 @@ class Scheduler:
             self.submit(attempt.input, first=True)
         elif attempt is not None:
             self._conclude(attempt, container.failure or _lost(container, code))
-        elif not (container.has_worked or container.retiring) and function.pending:
+        elif not (container.has_started or container.retiring) and function.pending:
             self._finish(function.pending.popleft(), container.failure or _lost(container, code), task_id=container.id)
         self._pump_all()
 
