@@ -159,6 +159,11 @@ def prints(count: int) -> None:
 
 
 @app.function()
+def prints_no_end(text: str) -> None:
+    print(text, end="")
+
+
+@app.function()
 def says_and_waits(path: str) -> None:
     """Print a line, wait for the file to appear, print another."""
     print("before")

@@ -23,6 +23,21 @@ async def test_all_that_was_printed_is_there_when_the_result_is(lookup: Any) -> 
     assert [entry.message for entry in entries] == [f"line {number}\n" for number in range(1000)]
 
 
+async def test_a_line_without_an_end_belongs_to_the_call_that_printed_it(lookup: Any) -> None:
+    one_container = lookup("prints_no_end").with_options(max_containers=1)
+    calls = [await one_container.spawn.aio(text) for text in ("first", "second")]
+    for call, text in zip(calls, ("first", "second"), strict=True):
+        await call.get.aio()
+        assert [entry.message async for entry in call.logs.tail.aio()] == [text]
+
+
+async def test_search_narrows_a_time_range_down(lookup: Any) -> None:
+    call = await lookup("prints").spawn.aio(20)
+    await call.get.aio()
+    entries = [entry async for entry in call.logs.fetch.aio(search_text="line 1")]
+    assert [entry.message for entry in entries] == [f"line {number}\n" for number in (1, *range(10, 20))]
+
+
 async def test_stdout_and_stderr_are_told_apart(lookup: Any) -> None:
     call = await lookup("add").spawn.aio(1, rank=5)
     await call.get.aio()
