@@ -35,7 +35,7 @@ image = (
     image=image,
     gpu="L4",
     timeout=3600,  # the most that a replica can cost, whatever happens to this machine
-    retries=0,  # a failure is to be seen at once; Modal's own restarts are another matter, and `join_sync` minds them
+    retries=0,  # with more, a failure is seen only after the last try
     secrets=[modal.Secret.from_name("aiodiloco-bucket")],
 )
 def train(*, rank: int, world_size: int, rendezvous_uri: str, steps: int, sync_every: int) -> dict[str, float]:

@@ -47,8 +47,9 @@ class ModalSpawnExecutor(Executor):
     launch inside `app.run()`, deploy it, or give `deploy=True`. Replicas of `app.run()` end with it, unless it was
     given `detach=True`.
 
-    Modal may preempt a replica and call the function again with the same arguments, so decorate it with `retries=0`
-    and join the run with `aiodiloco.join`, which takes over from the process that was there before.
+    Modal may preempt a replica and call the function again with the same arguments, unseen by the caller. Join the run
+    with `aiodiloco.join`, which never lets two processes act for one rank, and decorate with `retries=0`: with more, a
+    failure is seen only after the last try.
 
     Polling says `running` also for a replica that still waits for a GPU. A run id that was used before is noticed by
     the executor that used it only. When this process dies within `grace` after a cancellation, the replica has been

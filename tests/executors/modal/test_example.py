@@ -1,4 +1,4 @@
-"""The example trains, whole, both ways it says, with four replicas in containers of their own."""
+"""Training on Modal: the example, whole, both ways it says, and what becomes of a preempted replica."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import anyio
 import modal
 import pytest
 
+from aiodiloco.executors.modal import ModalExecutor
 from aiodiloco.testing.modal import LoopbackModal
 
 _EXAMPLE = Path(__file__).parents[3] / "examples" / "modal_train.py"
@@ -55,3 +56,19 @@ def test_the_example_trains(plane, tmp_path, how) -> None:
     assert len(set(losses)) == 1, "all replicas hold the same outer weights"
     assert len(list(Path(store, "runs").iterdir())) == 1
     assert not any(call.is_alive for call in plane.calls())
+
+
+async def test_a_preempted_replica_that_runs_again_is_refused_and_never_trains_beside_itself(plane, tmp_path) -> None:
+    args = {"world_size": 1, "steps": 100_000, "sync_every": 10, "wire": "bf16", "seed": 0, "evaluate_at": []}
+    async with ModalExecutor(client=await plane.client()) as executor:
+        [handle] = await executor.launch_replicas(
+            1, "aiodiloco.demo.train:train_with_diloco", {**args, "rendezvous_uri": str(tmp_path / "store")}
+        )
+        with anyio.fail_after(_BOUND_S):
+            while not list(tmp_path.glob("store/members/*/*")):  # noqa: ASYNC110 - it rings no bell here
+                await anyio.sleep(0.05)
+        await plane.preempt(handle.call_id)
+        [row] = await executor.collect([handle], timeout=_BOUND_S)
+    assert row.status == "failed"
+    assert "RankTakenError: rank 0 (incarnation 0)" in row.error
+    assert plane.call(handle.call_id).num_attempts == 2

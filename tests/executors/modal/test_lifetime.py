@@ -21,10 +21,8 @@ _DRIVERS = Path(__file__).with_name("drivers.py")
 _BOUND_S = 30.0
 
 
-async def test_another_process_polls_streams_and_collects_after_the_driver_was_killed(
-    plane, client, tmp_path, monkeypatch
-) -> None:
-    monkeypatch.syspath_prepend(_DRIVERS.parent)  # the loopback image is this machine, with this import path
+async def test_another_process_polls_streams_and_collects_after_the_driver_was_killed(plane, client, tmp_path) -> None:
+    """The driver's own script is shipped, and imported under its own name."""
     driver = subprocess.Popen(
         [sys.executable, str(_DRIVERS), "launch_and_wait", str(tmp_path)],
         stdout=subprocess.PIPE,
