@@ -49,8 +49,8 @@ async def test_the_deadline_holds_whatever_the_control_plane_does_and_no_row_lie
         "throttle politely": lambda: plane.faults.throttle("Function*", retry_after_s=1),
     }[fault]()
     start = time.monotonic()
-    rows = await sleeper.collect(handles, timeout=1.0)
-    assert 1.0 <= time.monotonic() - start < 1.5
+    rows = await sleeper.collect(handles, timeout=0.5)
+    assert 0.5 <= time.monotonic() - start < 1.0
     assert [row.status for row in rows] == ["running"] * 3
     assert all("asked for but not confirmed" in row.error for row in rows)
     plane.faults.clear()
@@ -63,8 +63,8 @@ async def test_the_deadline_holds_when_the_control_plane_is_dead_and_replicas_ou
         handles = await executor.launch_replicas(2, entrypoints.sleep)
         async with plane.down():
             start = time.monotonic()
-            rows = await executor.collect(handles, timeout=1.0)
-            assert 1.0 <= time.monotonic() - start < 1.5
+            rows = await executor.collect(handles, timeout=0.5)
+            assert 0.5 <= time.monotonic() - start < 1.0
             assert [row.status for row in rows] == ["running"] * 2
         rows = await executor.collect(handles, timeout=_BOUND_S)
         assert [row.status for row in rows] == ["cancelled"] * 2
@@ -193,16 +193,16 @@ async def test_who_heeds_the_polite_cancellation_is_not_killed(plane, client) ->
 
 
 async def test_a_cancellation_is_not_starved_by_the_polls_of_a_large_group() -> None:
-    """200 replicas are watched over a connection that carries 100 requests at once."""
+    """130 replicas are watched over a connection that carries 100 requests at once."""
     async with LoopbackModal(max_containers=1) as plane:
         async with ModalExecutor(client=await plane.client()) as executor:
-            handles = await executor.launch_replicas(200, entrypoints.sleep)
+            handles = await executor.launch_replicas(130, entrypoints.sleep)
             polls = plane.faults.latency(0, "FunctionGetOutputs")
             async with anyio.create_task_group() as group:
                 group.start_soon(lambda: executor.collect(handles, policy=WaitAll()))
                 await _until(lambda: polls.struck >= backend._NUM_POLLS)
                 start = time.monotonic()
-                await executor.cancel(handles[150])
+                await executor.cancel(handles[100])
                 assert time.monotonic() - start < 2.0
                 group.cancel_scope.cancel()
         assert not any(call.is_alive for call in plane.calls())
@@ -212,9 +212,9 @@ async def test_a_cancellation_is_not_starved_by_the_polls_of_a_large_group() -> 
     "fault",
     [
         lambda faults: faults.latency(0.02, "Function*"),
-        lambda faults: faults.unavailable("Function*", times=3),
-        lambda faults: faults.lost_response("Function*", times=3),
-        lambda faults: faults.throttle("FunctionMap", times=2),
+        lambda faults: faults.unavailable("Function*", times=1),
+        lambda faults: faults.lost_response("Function*", times=1),
+        lambda faults: faults.throttle("FunctionMap", times=1),
     ],
     ids=["latency", "unavailable", "lost response", "throttle"],
 )
@@ -234,7 +234,7 @@ async def test_cancelling_launch_under_a_fault_leaves_no_call_alive(plane, sleep
 
 @pytest.mark.parametrize(
     "fault",
-    [lambda faults: faults.latency(0.02, "Function*"), lambda faults: faults.lost_response("Function*", times=3)],
+    [lambda faults: faults.latency(0.02, "Function*"), lambda faults: faults.lost_response("Function*", times=1)],
     ids=["latency", "lost response"],
 )
 async def test_cancelling_collect_under_a_fault_leaves_no_call_alive(plane, sleeper, leftovers, fault) -> None:
