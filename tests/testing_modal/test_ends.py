@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import modal
 import psutil
 import pytest
@@ -99,6 +100,18 @@ async def test_leaving_a_detached_app_leaves_its_calls_alone(
     async with app.run(client=client, detach=True):
         call = await started(sleep, path, until)
     assert loopback_modal.call(call.object_id).is_alive
+
+
+async def test_a_detached_app_that_was_left_ends_with_its_last_call(
+    loopback_modal: LoopbackModal, client: modal.Client, path: Path, until: Any
+) -> None:
+    async with app.run(client=client, detach=True):
+        call = await started(sleep, path, until)
+    await call.cancel.aio()
+    with anyio.fail_after(10):  # ends with the app
+        assert [entry async for entry in app.logs.stream.aio() if "no such line" in entry.message] == []
+    with pytest.raises(modal.exception.RemoteError):
+        await call.get.aio()
 
 
 @pytest.mark.parametrize("name", ["first_waits_then_returns", "first_waits_then_returns_async"])

@@ -48,6 +48,20 @@ def where():
     return HERE
 """
 
+_SCRIPT = """
+import modal
+app = modal.App("script")
+
+@app.function()
+def echo(text):
+    print(text, "from the container")
+    return text
+
+@app.local_entrypoint()
+def main(text: str):
+    print(echo.remote(text), "from the client")
+"""
+
 _CLIENT = """
 from tests.testing_modal.functions import add, app
 with app.run():
@@ -142,13 +156,17 @@ async def test_the_clients_files_reach_containers_that_do_not_see_them(
     assert not out.startswith(str(tmp_path))
 
 
-async def test_a_client_in_another_process_finds_its_way_by_the_environment(
-    processes: list[subprocess.Popen[str]], loopback_modal: LoopbackModal
+async def test_modals_command_line_finds_its_way_by_the_environment(
+    processes: list[subprocess.Popen[str]], loopback_modal: LoopbackModal, tmp_path: Path
 ) -> None:
-    client = _start(processes, _CLIENT, **loopback_modal.env)
-    out, _ = await anyio.to_thread.run_sync(client.communicate)
-    assert out == "42\n"
-    assert loopback_modal.calls()[-1].args == (20, 22)
+    (tmp_path / "script.py").write_text(_SCRIPT)
+    command = "from modal.__main__ import main; main()"
+    run = _start(processes, command, "run", str(tmp_path / "script.py"), "--text", "hello", **loopback_modal.env)
+    out, _ = await anyio.to_thread.run_sync(run.communicate)
+    assert run.returncode == 0
+    assert "hello from the container\n" in out
+    assert "hello from the client\n" in out
+    assert loopback_modal.calls()[-1].args == ("hello",)
 
 
 async def test_the_program_prints_the_environment_and_ends_at_a_signal(

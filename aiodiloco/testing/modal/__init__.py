@@ -38,7 +38,8 @@ sharing them:
 - Outputs are kept until the control plane ends, unless `LoopbackModal.expire` forgets them. An unknown id is NOT_FOUND.
   A poll for a forgotten output is held for its time like one for a pending output; so the client raises
   `OutputExpiredError` from `get(timeout=…)` only, and waits forever in `get()`.
-- The app of a client that sent no heartbeat for `client_timeout_s` ends, if it is ephemeral.
+- The app of a client that sent no heartbeat for `client_timeout_s` ends, if it is ephemeral; a detached app ends half a
+  second after its client left and its last call ended.
 - A request is deduplicated by its idempotency key where it creates an app, a call or an input.
 - One log entry is one line. A line without an end waits for it, or for its input to end. A stream starts with the lines
   there are unless `streams_replay` is False.

@@ -121,10 +121,12 @@ class AppService:
         return Empty()
 
     async def app_client_disconnect(self, request: api_pb2.AppClientDisconnectRequest, _caller: Caller) -> Empty:
-        """End an ephemeral app; a detached or deployed one goes on."""
+        """End an ephemeral app; a detached one goes on until its calls have ended, a deployed one without end."""
         app = self._app(request.app_id)
         if app.state in _ENDS_WITH_ITS_CLIENT:
             self._stop(app)
+        elif app.state == api_pb2.APP_STATE_DETACHED:
+            app.state = api_pb2.APP_STATE_DETACHED_DISCONNECTED
         return Empty()
 
     async def app_stop(self, request: api_pb2.AppStopRequest, _caller: Caller) -> Empty:
@@ -133,13 +135,18 @@ class AppService:
         return Empty()
 
     async def stop_abandoned(self, *, after_s: float) -> None:
-        """Stop ephemeral apps whose client has not been heard of for so long, forever."""
+        """Stop ephemeral apps whose client was not heard of for so long, and detached ones that are done, forever."""
         while True:
-            await anyio.sleep(min(1.0, after_s / 4))
-            for app in list(self._state.apps.values()):
-                is_abandoned = time.monotonic() - app.last_seen > after_s
-                if is_abandoned and not app.stopped and app.state in _ENDS_WITH_ITS_CLIENT:
+            await anyio.sleep(min(0.5, after_s / 4))
+            for app in [app for app in self._state.apps.values() if not app.stopped]:
+                is_silent = app.state in _ENDS_WITH_ITS_CLIENT and time.monotonic() - app.last_seen > after_s
+                is_left = app.state == api_pb2.APP_STATE_DETACHED_DISCONNECTED
+                if is_silent or (is_left and not self._has_unfinished_calls(app)):
                     self._stop(app)
+
+    def _has_unfinished_calls(self, app: App) -> bool:
+        calls = (call for call in self._state.calls.values() if call.function.app is app)
+        return any(entry.output is None for call in calls for entry in call.inputs)
 
     def _stop(self, app: App) -> None:
         self._scheduler.stop_app(app)
