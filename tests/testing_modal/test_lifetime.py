@@ -209,6 +209,7 @@ async def test_a_function_with_min_containers_is_warm_from_the_start_and_stays_s
 ) -> None:
     warm_app = modal.App("warm")
     warm_app.function(min_containers=1, serialized=True, name="nothing")(lambda: None)
+    await until(lambda: not narrow.containers())  # those of other tests have ended
     async with warm_app.run(client=await narrow.client()):
         before = len(narrow.calls())
         await until(narrow.containers)

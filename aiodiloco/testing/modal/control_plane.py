@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -64,11 +62,10 @@ class ControlPlane:
 @contextlib.asynccontextmanager
 async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncIterator[ControlPlane]:
     """Run a control plane for as long as the block lasts."""
-    state, logs, blobs = State(), LogStore(), BlobService()
-    directory = tempfile.mkdtemp(prefix="aiodiloco-modal-")
-    mounts = MountService(Path(directory), blobs)
-    zygote = running_zygote(directory, env=zygote_env(settings.env), preload=settings.preload)
-    async with zygote as channel, anyio.create_task_group() as task_group:
+    zygote = running_zygote(env=zygote_env(settings.env), preload=settings.preload)
+    async with zygote as (channel, directory), anyio.create_task_group() as task_group:
+        state, logs, blobs = State(), LogStore(), BlobService()
+        mounts = MountService(directory, blobs)
         scheduler = Scheduler(
             state,
             task_group,
@@ -90,16 +87,22 @@ async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncI
         ]
         listener = Listener(make_service(Dispatcher(services, faults, task_group)))
         processes = ContainerProcesses(channel, ProcessEvents(state, scheduler, logs), task_group)
-        try:
-            await blobs.start()
-            url = f"http://127.0.0.1:{await listener.up(settings.port)}"
+        async with _listening(listener, blobs, settings.port) as url:
             scheduler.runner = ProcessRunner(
                 processes=processes, mounts=mounts, state=state, logs=logs, extra_env=settings.env, url=url
             )
             yield ControlPlane(state, scheduler, logs, blobs, listener, url)
-        finally:
             task_group.cancel_scope.cancel()
             processes.close()
-            await listener.down()
-            with anyio.move_on_after(5, shield=True):
-                await blobs.stop()
+
+
+@contextlib.asynccontextmanager
+async def _listening(listener: Listener, blobs: BlobService, port: int) -> AsyncIterator[str]:
+    """Listen; yield the address."""
+    try:
+        await blobs.start()
+        yield f"http://127.0.0.1:{await listener.up(port)}"
+    finally:
+        await listener.down()
+        with anyio.move_on_after(5, shield=True):
+            await blobs.stop()

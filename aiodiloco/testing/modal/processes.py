@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -151,10 +152,8 @@ class _Outlet:
 
 
 @contextlib.asynccontextmanager
-async def running_zygote(
-    directory: str, *, env: dict[str, str], preload: Sequence[str]
-) -> AsyncIterator[socket.socket]:
-    """Run a zygote for as long as the block lasts; afterwards no process of it is left, nor the directory.
+async def running_zygote(*, env: dict[str, str], preload: Sequence[str]) -> AsyncIterator[tuple[socket.socket, Path]]:
+    """Run a zygote; yield its channel, and a directory that is gone, as all its processes are, when the block ends.
 
     Raises:
         RuntimeError: it did not start.
@@ -163,10 +162,10 @@ async def running_zygote(
     ours.setblocking(False)
     with ours:
         with theirs:
-            zygote = _spawn(theirs, directory, env=env, preload=preload)
+            zygote, directory = _spawn(theirs, env=env, preload=preload)
         try:
             await _wait_until_ready(ours, zygote)
-            yield ours
+            yield ours, directory
         finally:
             ours.close()
             with anyio.CancelScope(shield=True):
@@ -174,17 +173,19 @@ async def running_zygote(
 
 
 def _spawn(
-    channel: socket.socket, directory: str, *, env: dict[str, str], preload: Sequence[str]
-) -> subprocess.Popen[bytes]:
-    # Not in a worker thread: the zygote dies with the thread that started it.
+    channel: socket.socket, *, env: dict[str, str], preload: Sequence[str]
+) -> tuple[subprocess.Popen[bytes], Path]:
+    directory = tempfile.mkdtemp(prefix="aiodiloco-modal-")
     command = [sys.executable, "-m", "aiodiloco.testing.modal.zygote", str(channel.fileno()), str(os.getpid())]
-    return subprocess.Popen(  # noqa: S603 - this interpreter, with arguments of our own
+    # Not in a worker thread: the zygote dies with the thread that started it.
+    zygote = subprocess.Popen(  # noqa: S603 - this interpreter, with arguments of our own
         [*command, directory, *preload],
         stdin=subprocess.DEVNULL,
         pass_fds=[channel.fileno()],
         env={**env, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
         start_new_session=True,
     )
+    return zygote, Path(directory)
 
 
 async def _wait_until_ready(channel: socket.socket, zygote: subprocess.Popen[bytes]) -> None:
@@ -198,7 +199,7 @@ async def _wait_until_ready(channel: socket.socket, zygote: subprocess.Popen[byt
     )
 
 
-def _end(zygote: subprocess.Popen[bytes], directory: str) -> None:
+def _end(zygote: subprocess.Popen[bytes], directory: Path) -> None:
     try:
         zygote.wait(_CLOSE_BOUND_S)
     except subprocess.TimeoutExpired:
