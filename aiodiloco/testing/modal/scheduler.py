@@ -171,7 +171,8 @@ class Scheduler:
         attempt = container.attempt
         if attempt is None or attempt.input.id != item.input_id:
             return
-        if container.preempted and item.result.status == _Status.GENERIC_STATUS_TERMINATED:
+        was_cancelled = item.input_id in container.to_cancel
+        if container.preempted and item.result.status == _Status.GENERIC_STATUS_TERMINATED and not was_cancelled:
             return  # an async function's way of ending at the interrupt: the input runs again
         self.runner.drain(container)
         self._conclude(attempt, item.result, item.data_format)
@@ -260,7 +261,6 @@ class Scheduler:
     def preempt(self, container: Container) -> None:
         """Interrupt a container as Modal does when it takes a machine away: its input runs again elsewhere."""
         container.preempted = container.retiring = True
-        container.to_cancel.clear()
         self.runner.signal(container, signal.SIGINT)
         self._task_group.start_soon(self._kill_later, container)
 
@@ -289,7 +289,9 @@ class Scheduler:
         function = container.function
         function.containers.pop(container.id, None)
         attempt = container.attempt
-        if attempt is not None and container.preempted:
+        if attempt is not None and attempt.input.id in container.to_cancel:
+            self._conclude(attempt, api_pb2.GenericResult(status=_Status.GENERIC_STATUS_TERMINATED))
+        elif attempt is not None and container.preempted:
             self._end(attempt)
             self.submit(attempt.input, first=True)
         elif attempt is not None:
