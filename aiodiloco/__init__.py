@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from aiodiloco.events import Cursor, Event, EventWriter, follow_events, read_events
     from aiodiloco.executors import FailFast, LocalProcessExecutor, ServerlessExecutor, WaitAll
+    from aiodiloco.executors.modal import ModalExecutor, ModalSpawnExecutor
     from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult, ReplicaStatus, new_run_id, raise_for_failures
     from aiodiloco.replica import Replica, SyncReplica, join, join_sync
     from aiodiloco.store import FileStore, MemoryStore, Store, join_uri, open_store, probe
@@ -57,6 +58,8 @@ __all__ = [
     "Link",
     "LocalProcessExecutor",
     "MemoryStore",
+    "ModalExecutor",
+    "ModalSpawnExecutor",
     "NesterovSGD",
     "ObjectStoreAllReduce",
     "RankTakenError",
@@ -95,11 +98,12 @@ _HOME = {
     "diloco": ("DiLoCo", "NesterovSGD", "SyncDiLoCo"),
     "events": ("Cursor", "Event", "EventWriter", "follow_events", "read_events"),
     "executors": ("FailFast", "LocalProcessExecutor", "ServerlessExecutor", "WaitAll"),
+    "executors.modal": ("ModalExecutor", "ModalSpawnExecutor"),
     "records": ("JSON", "ReplicaHandle", "ReplicaResult", "ReplicaStatus", "new_run_id", "raise_for_failures"),
     "replica": ("Replica", "SyncReplica", "join", "join_sync"),
     "store": ("FileStore", "MemoryStore", "Store", "join_uri", "open_store", "probe"),
 }
-_NEED_TORCH = frozenset({"collective", "diloco", "replica"})
+_EXTRA_OF = {"modal": "modal", "torch": "torch", "xxhash": "torch"}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -112,8 +116,9 @@ def __getattr__(name: str) -> object:
     try:
         value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     except ModuleNotFoundError as exc:
-        if module in _NEED_TORCH and exc.name in {"torch", "xxhash"}:
-            raise ImportError(f"aiodiloco.{name} needs {exc.name}: pip install 'aiodiloco[torch]'") from exc
+        if exc.name in _EXTRA_OF:
+            extra = _EXTRA_OF[exc.name]
+            raise ImportError(f"aiodiloco.{name} needs {exc.name}: pip install 'aiodiloco[{extra}]'") from exc
         raise
     globals()[name] = value
     return value

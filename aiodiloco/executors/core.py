@@ -1,4 +1,4 @@
-"""The executor: launching, watching and ending replicas, written once over a backend's five coroutines."""
+"""The executor: launching, watching and ending replicas, written once over a backend's coroutines."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ class Executor:
         requests = await plan_launch(
             self._backend, n_replicas, entrypoint, entrypoint_args, gpu=gpu, timeout=timeout, run_id=run_id
         )
+        await self._backend.prepare(requests[0])
         return await launch(self._calls, requests)
 
     async def poll(self, handle: ReplicaHandle) -> ReplicaStatus:

@@ -1,4 +1,4 @@
-"""What a backend must be able to do: five coroutines, and a few facts about itself."""
+"""What a backend must be able to do: prepare, spawn, wait, cancel, status, logs, and a few facts about itself."""
 
 from __future__ import annotations
 
@@ -74,6 +74,13 @@ class Backend(Protocol):
 
     def check(self, request: SpawnRequest) -> None:
         """Raise ValueError, naming the remedy, if this backend could never run `request`. No I/O."""
+        ...
+
+    async def prepare(self, request: SpawnRequest) -> None:
+        """Do what a launch needs before its first spawn and may take longer than one: building an image, deploying.
+
+        Called once for each launch, with its first request; nothing runs yet, so it may be cancelled. Bounds itself.
+        """
         ...
 
     async def spawn(self, request: SpawnRequest) -> ReplicaHandle:

@@ -62,6 +62,7 @@ class ScriptedBackend:
         self.replicas: dict[int, Replica] = {}
         self.in_flight = 0
         self.most_in_flight = 0
+        self.before_launch: Callable[[int], Awaitable[None]] = nothing
         self.before_spawn: Callable[[int], Awaitable[None]] = nothing
         self.after_spawn: Callable[[int], Awaitable[None]] = nothing
         self.before_wait: Callable[[int], Awaitable[None]] = nothing
@@ -69,6 +70,9 @@ class ScriptedBackend:
 
     def check(self, request: SpawnRequest) -> None:
         del request
+
+    async def prepare(self, request: SpawnRequest) -> None:
+        await self.before_launch(request.n_replicas)
 
     async def spawn(self, request: SpawnRequest) -> ReplicaHandle:
         self.in_flight += 1

@@ -60,6 +60,33 @@ async def test_spawns_run_concurrently_but_not_all_at_once() -> None:
     assert time.monotonic() - start < 1.0
 
 
+async def test_a_launch_is_prepared_once_before_its_first_spawn_however_long_that_takes() -> None:
+    backend = ScriptedBackend(spawn_bound_s=0.1)
+    prepared: list[int] = []
+
+    async def prepare(n_replicas: int) -> None:
+        await anyio.sleep(0.3)
+        assert not backend.replicas
+        prepared.append(n_replicas)
+
+    backend.before_launch = prepare
+    await _launch(backend, 3)
+    assert prepared == [3]
+    assert len(backend.replicas) == 3
+
+
+async def test_a_launch_that_cannot_be_prepared_starts_nothing() -> None:
+    backend = ScriptedBackend()
+    backend.before_launch = _fail
+    with pytest.raises(ConnectionError):
+        await _launch(backend)
+    backend.before_launch = hang
+    with anyio.move_on_after(0.05) as scope:
+        await _launch(backend)
+    assert scope.cancelled_caught
+    assert not backend.replicas
+
+
 @pytest.mark.parametrize("fault", [_fail, _exit])
 async def test_a_failed_spawn_cancels_those_that_started_and_names_the_rank(
     fault: Callable[[int], Awaitable[None]],

@@ -56,6 +56,9 @@ class LocalBackend:
         if request.entrypoint is None:
             raise ValueError('entrypoint is required here: give a function or "module:function"')
 
+    async def prepare(self, request: SpawnRequest) -> None:
+        """Nothing: the first spawn starts the supervisor."""
+
     async def spawn(self, request: SpawnRequest) -> ReplicaHandle:
         """Fork the replica; starts the supervisor first if none lives."""
         call_id = f"{request.run_id}/{request.rank}-{request.incarnation}"

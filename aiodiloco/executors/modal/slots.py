@@ -1,0 +1,77 @@
+"""A bound on requests under way, for tasks of any event loop and thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["Slots"]
+
+
+@dataclasses.dataclass(eq=False)
+class _Ticket:
+    loop: asyncio.AbstractEventLoop
+    granted: anyio.Event
+    is_granted: bool = False
+
+
+class Slots:
+    """At most `size` holders at once; first come, first served.
+
+    Not anyio's CapacityLimiter, which belongs to one event loop: an executor may be used from several.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._lock = threading.Lock()
+        self._free = size
+        self._queue: deque[_Ticket] = deque()
+
+    @contextlib.asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """Hold a slot; waits until one is free."""
+        ticket = self._take()
+        try:
+            if ticket is not None:
+                await ticket.granted.wait()
+        except BaseException:
+            self._withdraw(ticket)
+            raise
+        try:
+            yield
+        finally:
+            self._give()
+
+    def _take(self) -> _Ticket | None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return None
+            ticket = _Ticket(asyncio.get_running_loop(), anyio.Event())
+            self._queue.append(ticket)
+            return ticket
+
+    def _withdraw(self, ticket: _Ticket | None) -> None:
+        with self._lock:
+            if ticket is not None and not ticket.is_granted:
+                self._queue.remove(ticket)
+                return
+        self._give()
+
+    def _give(self) -> None:
+        with self._lock:
+            while self._queue:
+                ticket = self._queue.popleft()
+                with contextlib.suppress(RuntimeError):  # its event loop is closed, so nobody waits there
+                    ticket.loop.call_soon_threadsafe(ticket.granted.set)
+                    ticket.is_granted = True
+                    return
+            self._free += 1

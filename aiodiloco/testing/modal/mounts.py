@@ -1,0 +1,79 @@
+"""Mounts: the client's files, uploaded by content, laid out as containers see them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from aiodiloco.testing.modal.blobs import BlobService
+    from aiodiloco.testing.modal.dispatch import Caller
+
+__all__ = ["MountService"]
+
+_IMPORT_ROOT = "root"  # containers import from /root
+
+
+class MountService:
+    """Keeps files by their digest, and every mount as a directory of its own below `directory`."""
+
+    def __init__(self, directory: Path, blobs: BlobService) -> None:
+        self._directory = directory
+        self._blobs = blobs
+        self._contents: dict[str, bytes] = {}  # by SHA-256
+
+    def import_path(self, mount_ids: Iterable[str]) -> list[str]:
+        """Return the directories in which a container with these mounts looks for modules first."""
+        roots = (self._directory / mount_id / _IMPORT_ROOT for mount_id in sorted(mount_ids))
+        return [str(root) for root in roots if root.is_dir()]
+
+    async def mount_batched_check_existence(
+        self, request: api_pb2.MountBatchedCheckExistenceRequest, _caller: Caller
+    ) -> api_pb2.MountBatchedCheckExistenceResponse:
+        """Return which files are still to be uploaded."""
+        missing = [digest for digest in request.sha256_hex_hashes if digest not in self._contents]
+        return api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
+
+    async def mount_put_file(
+        self, request: api_pb2.MountPutFileRequest, _caller: Caller
+    ) -> api_pb2.MountPutFileResponse:
+        """Take a file; without data, say whether it is there."""
+        if request.data_blob_id:
+            self._contents[request.sha256_hex] = self._blobs.read(request.data_blob_id)
+        elif request.HasField("data"):
+            self._contents[request.sha256_hex] = request.data
+        return api_pb2.MountPutFileResponse(exists=request.sha256_hex in self._contents)
+
+    async def mount_get_or_create(
+        self, request: api_pb2.MountGetOrCreateRequest, _caller: Caller
+    ) -> api_pb2.MountGetOrCreateResponse:
+        """Return a mount of these files; a mount that is only named, such as the client's own, is empty here."""
+        digest = hashlib.sha256()
+        for file in sorted(request.files, key=lambda file: file.filename):
+            if file.sha256_hex not in self._contents:
+                raise GRPCError(Status.FAILED_PRECONDITION, f"{file.filename} was not uploaded")
+            digest.update(f"{file.filename}\0{file.sha256_hex}\0{file.mode}\0".encode())
+        mount_id = f"mo-{digest.hexdigest()[:22]}"
+        await anyio.to_thread.run_sync(self._lay_out, mount_id, list(request.files))
+        return api_pb2.MountGetOrCreateResponse(
+            mount_id=mount_id,
+            handle_metadata=api_pb2.MountHandleMetadata(content_checksum_sha256_hex=digest.hexdigest()),
+        )
+
+    def _lay_out(self, mount_id: str, files: list[api_pb2.MountFile]) -> None:
+        for file in files:
+            relative = PurePosixPath(file.filename).relative_to("/")
+            if ".." in relative.parts:
+                raise GRPCError(Status.INVALID_ARGUMENT, f"{file.filename} leads out of its mount")
+            path = self._directory / mount_id / relative
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self._contents[file.sha256_hex])
+                path.chmod(file.mode & 0o777 or 0o644)
