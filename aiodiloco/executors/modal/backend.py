@@ -32,10 +32,10 @@ __all__ = ["ModalBackend"]
 
 # A client sends everything over one HTTP/2 connection, whose server allows 100 requests at once by default. Long polls
 # must leave room for the rest, or a cancellation waits until they time out; and the polls by which cancellations are
-# confirmed must not queue behind those of all the replicas that still run. With 16 spawns at once these are 96.
-_NUM_POLLS = 48
-_NUM_CONFIRMATIONS = 16
-_NUM_ORDERS = 16
+# confirmed must not queue behind those of all the replicas that still run. What is left is for spawns, which are short.
+_NUM_POLLS = 64
+_NUM_CONFIRMATIONS = 12
+_NUM_ORDERS = 12
 
 _LONG_POLL_S = 5.0
 _SHORT_POLL_S = 1.0  # when there are more replicas than polls, which then take turns
