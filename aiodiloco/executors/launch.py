@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_timeout", "launch", "plan_launch"]
 
-_SPAWNS_IN_FLIGHT = 16
+_SPAWNS_IN_FLIGHT = 32  # 64 replicas start within two round trips to a control plane far away
 _LATE_FACTOR = 10  # a spawn that takes so many times its bound will not yield an id any more
 _UNDO_BOUND_S = 10.0
 

@@ -9,8 +9,9 @@ import pytest
 from modal_proto import api_pb2
 
 from aiodiloco.testing.modal.functions import apply_options
+from aiodiloco.testing.modal.outcome import retry_delay_s
 from aiodiloco.testing.modal.records import App, Call, Container, Function, Input, State
-from aiodiloco.testing.modal.scheduler import Scheduler, retry_delay_s
+from aiodiloco.testing.modal.scheduler import Scheduler
 
 if TYPE_CHECKING:
     import signal

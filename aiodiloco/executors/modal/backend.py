@@ -13,7 +13,7 @@ import modal
 import modal.exception
 
 from aiodiloco.errors import ExecutorError, HandleError
-from aiodiloco.executors.modal.ends import Ends
+from aiodiloco.executors.modal.ends import Ends, Waiter
 from aiodiloco.executors.modal.errors import explain
 from aiodiloco.executors.modal.logs import read_logs
 from aiodiloco.executors.modal.outcome import Asked, is_from_replica, is_transient, row_of_exception, row_of_value
@@ -32,10 +32,10 @@ __all__ = ["ModalBackend"]
 
 # A client sends everything over one HTTP/2 connection, whose server allows 100 requests at once by default. Long polls
 # must leave room for the rest, or a cancellation waits until they time out; and the polls by which cancellations are
-# confirmed must not queue behind those of all the replicas that still run. With 16 spawns at once these are 96.
-_NUM_POLLS = 48
-_NUM_CONFIRMATIONS = 16
-_NUM_ORDERS = 16
+# confirmed must not queue behind those of all the replicas that still run. What is left is for spawns, which are short.
+_NUM_POLLS = 64
+_NUM_CONFIRMATIONS = 12
+_NUM_ORDERS = 12
 
 _LONG_POLL_S = 5.0
 _SHORT_POLL_S = 1.0  # when there are more replicas than polls, which then take turns
@@ -96,12 +96,9 @@ class ModalBackend:
     async def wait(self, handle: ReplicaHandle) -> ReplicaResult:
         """Return how the replica ended; asks again as long as the control plane cannot be reached."""
         with self._ends.waiting(str(handle.call_id)) as waiter:
-            with waiter.scope:
-                row = await self._watch(handle)
-                self._ends.tell(str(handle.call_id), row)
-                return row
-            assert waiter.row is not None
-            return waiter.row
+            row = await self._watch(handle, waiter)
+        self._ends.tell(str(handle.call_id), row)
+        return row
 
     async def cancel(self, handle: ReplicaHandle) -> None:
         """Ask for the end of the call, and kill its container if it has not ended after the grace period."""
@@ -140,16 +137,21 @@ class ModalBackend:
             )
         return modal.FunctionCall.from_id(handle.call_id, client=self._client)
 
-    async def _watch(self, handle: ReplicaHandle) -> ReplicaResult:
+    async def _watch(self, handle: ReplicaHandle, waiter: Waiter) -> ReplicaResult:
         call, pauses = self._call(handle), Pauses()
         while True:
             polls = self._polls if self._asked_of(handle) is Asked.nothing else self._confirmations
+            with anyio.CancelScope() as waiter.scope:  # not around a request: one that has its answer would complain
+                await polls.acquire()
+            if waiter.scope.cancelled_caught and waiter.row is not None:
+                return waiter.row
             try:
-                async with polls.hold():
-                    row = await self._poll(handle, call)
+                row = waiter.row or await self._poll(handle, call)
             except _StillRunningError:
                 pauses = Pauses()
                 continue
+            finally:
+                polls.release()
             if row is not None:
                 return row
             await pauses.wait()

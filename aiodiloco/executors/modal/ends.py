@@ -23,13 +23,17 @@ class Waiter:
     """One task that waits, in whatever event loop.
 
     Attributes:
-        scope: Cancelled when another task has learnt of the end.
+        scope: Cancelled when another task has learnt of the end; the waiter puts it around what that should interrupt.
         row: How the replica ended, as the other task told.
     """
 
     scope: anyio.CancelScope
     loop: asyncio.AbstractEventLoop
     row: ReplicaResult | None = None
+
+    def interrupt(self) -> None:
+        """Cancel what the waiter does now. In its event loop."""
+        self.scope.cancel()
 
 
 class Ends:
@@ -68,4 +72,4 @@ class Ends:
         for waiter in waiters:
             waiter.row = row
             with contextlib.suppress(RuntimeError):  # its event loop is closed, so nobody waits there
-                waiter.loop.call_soon_threadsafe(waiter.scope.cancel)
+                waiter.loop.call_soon_threadsafe(waiter.interrupt)

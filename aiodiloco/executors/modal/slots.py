@@ -38,6 +38,14 @@ class Slots:
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
         """Hold a slot; waits until one is free."""
+        await self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    async def acquire(self) -> None:
+        """Take a slot; waits until one is free. A wait that is cancelled has taken none."""
         ticket = self._take()
         try:
             if ticket is not None:
@@ -45,10 +53,6 @@ class Slots:
         except BaseException:
             self._withdraw(ticket)
             raise
-        try:
-            yield
-        finally:
-            self._give()
 
     def _take(self) -> _Ticket | None:
         with self._lock:
@@ -64,9 +68,10 @@ class Slots:
             if ticket is not None and not ticket.is_granted:
                 self._queue.remove(ticket)
                 return
-        self._give()
+        self.release()
 
-    def _give(self) -> None:
+    def release(self) -> None:
+        """Give a slot back, to who has waited longest."""
         with self._lock:
             while self._queue:
                 ticket = self._queue.popleft()

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 from modal_proto import api_pb2
 
+from aiodiloco.testing.modal.outcome import lost, retry_delay_s
 from aiodiloco.testing.modal.records import App, Attempt, Call, Container, Function, Input, State, new_id
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-__all__ = ["Runner", "Scheduler", "retry_delay_s"]
+__all__ = ["Runner", "Scheduler"]
 
 _Status = api_pb2.GenericResult
 _DEFAULT_TIMEOUT_S = 300
@@ -32,16 +33,6 @@ class Runner(Protocol):
 
     def drain(self, container: Container) -> None:
         """Take in what it has printed until now."""
-
-
-def retry_delay_s(
-    status: api_pb2.GenericResult.GenericStatus.ValueType, retry_count: int, policy: api_pb2.FunctionRetryPolicy
-) -> float | None:
-    """Return after how long an input that ended with `status` is tried again; None: it has ended for good."""
-    if status not in (_Status.GENERIC_STATUS_FAILURE, _Status.GENERIC_STATUS_TIMEOUT) or retry_count >= policy.retries:
-        return None
-    delay_ms = policy.initial_delay_ms * (policy.backoff_coefficient or 1) ** retry_count
-    return float(min(delay_ms, policy.max_delay_ms or delay_ms)) / 1000
 
 
 class Scheduler:
@@ -295,15 +286,7 @@ class Scheduler:
             self._end(attempt)
             self.submit(attempt.input, first=True)
         elif attempt is not None:
-            self._conclude(attempt, container.failure or _lost(container, code))
+            self._conclude(attempt, container.failure or lost(container, code))
         elif not (container.has_started or container.retiring) and function.pending:
-            self._finish(function.pending.popleft(), container.failure or _lost(container, code), task_id=container.id)
+            self._finish(function.pending.popleft(), container.failure or lost(container, code), task_id=container.id)
         self._pump_all()
-
-
-def _lost(container: Container, code: int) -> api_pb2.GenericResult:
-    return api_pb2.GenericResult(
-        status=_Status.GENERIC_STATUS_INTERNAL_FAILURE,
-        exception=f"Container {container.id} ended with exit code {code} before there was an output",
-        exitcode=max(code, 0),
-    )
