@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Child", "kill_everyone", "reap_ended"]
 
+_AGAIN_S = 0.25
+
 
 @dataclasses.dataclass
 class Child:
@@ -29,14 +31,16 @@ class Child:
     timeout_s: float
     overdue_at: float
     kill_at: float = float("inf")
+    again_at: float = float("inf")
     asked: str | None = None
     waiters: list[Any] = dataclasses.field(default_factory=list)
 
     def terminate(self, why: str, *, grace_s: float) -> None:
-        """Send SIGTERM once; `kill_if_due` follows up after `grace_s`."""
+        """Send SIGTERM to the whole group; `follow_up` repeats it to the replica, and kills after `grace_s`."""
         if self.asked is None:
             self.asked = why
             self.kill_at = time.monotonic() + grace_s
+            self.again_at = time.monotonic() + _AGAIN_S
             self.overdue_at = float("inf")
             self.signal(signal.SIGTERM)
 
@@ -46,8 +50,18 @@ class Child:
         if now >= self.overdue_at:
             self.terminate("timeout", grace_s=grace_s)
         if now >= self.kill_at:
-            self.kill_at = float("inf")
+            self.kill_at = self.again_at = float("inf")
             self.signal(signal.SIGKILL)
+        elif now >= self.again_at:
+            # A signal that strikes just before a blocking system call is only noted: Python acts on it after the call,
+            # which may be never. A second one interrupts the call. A replica that already ends passes over it.
+            self.again_at = now + _AGAIN_S
+            os.kill(self.pid, signal.SIGTERM)
+
+    @property
+    def next_duty(self) -> float:
+        """When `follow_up` has something to do next, on the monotonic clock."""
+        return min(self.overdue_at, self.kill_at, self.again_at)
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the replica's process group, or the replica alone if it has not made its group yet."""

@@ -107,8 +107,7 @@ class Supervisor:
         self._end_now = not self._detach
 
     def _seconds_to_next_duty(self) -> float | None:
-        duties = [min(child.overdue_at, child.kill_at) for child in self._children.values()]
-        first = min(duties, default=float("inf"))
+        first = min((child.next_duty for child in self._children.values()), default=float("inf"))
         return None if first == float("inf") else max(0.0, first - time.monotonic())
 
     def _accept(self, listener: socket.socket) -> None:

@@ -258,6 +258,24 @@ async def test_a_replica_that_ignores_its_end_is_killed_though_collect_returned_
         assert time.monotonic() - start < 2.5
 
 
+def miss_one_sigterm(*, rank: int, file: str) -> None:
+    """Do what Python does when the signal strikes between its last check and a blocking call: nothing, once."""
+    real = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, real))
+    Path(file).write_text("started")
+    time.sleep(600)
+
+
+async def test_a_signal_that_python_missed_is_sent_again(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    async with LocalProcessExecutor(root=tmp_path / "runs", grace=_BOUND_S) as executor:
+        handles = await executor.launch_replicas(1, miss_one_sigterm, {"file": str(file)})
+        await asyncio.to_thread(wait_until_ready, file)
+        await executor.cancel(handles[0])
+        [row] = await executor.collect(handles)
+    assert (row.status, row.exit_code) == ("cancelled", -15)  # in good order, not killed
+
+
 def end_by(*, rank: int, how: str) -> None:
     match how:
         case "SIGKILL":
