@@ -201,6 +201,7 @@ def interrupt_after(seconds):
     try:
         yield
     finally:
+        timer.cancel()  # what came first is the outcome: a late interruption would hide another error
         timer.join()
 
 
