@@ -10,7 +10,6 @@ from torch import nn
 
 from aiodiloco.diloco import DiLoCo
 
-
 _seeding = threading.Lock()  # torch has one random state for all threads of a process
 
 
