@@ -66,7 +66,7 @@ def test_help_names_every_option_of_the_demo():
         (["--replicas", "0"], "replicas must be 1 to 64, not 0"),
         (["--steps", "many"], "Invalid value for '--steps'"),
         (["--steps", "10", "--sync-every", "20"], "sync_every=20 is more than steps=10"),
-        (["--wire", "fp8"], "wire must be one of fp32, fp16, bf16, int8, not 'fp8'"),
+        (["--wire", "fp8"], "wire must be one of fp32, fp16, bf16, int8, e3m0, not 'fp8'"),
         (
             ["--store", "memory://here"],
             "store 'memory://here' lives in one process, and every replica is a process of its own",

@@ -44,7 +44,7 @@ def demo(
     store: Annotated[
         str | None, typer.Option(help="URI or directory where they meet.", show_default="a temporary directory")
     ] = None,
-    wire: Annotated[str, typer.Option(help="Format on the wire: fp32, fp16, bf16 or int8.")] = _DEFAULT.wire,
+    wire: Annotated[str, typer.Option(help="Format on the wire: fp32, fp16, bf16, int8 or e3m0.")] = _DEFAULT.wire,
     seed: Annotated[int, typer.Option(help="Seed of initial weights and batches.")] = _DEFAULT.seed,
     out: Annotated[Path, typer.Option(help="Directory for demo.png and result.json.")] = Path("demo-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,

@@ -1,6 +1,6 @@
 """Tensors to wire bytes and back. Needs torch."""
 
-from aiodiloco.codec.base import Codec, codec_for_code, get_codec, wire_names
+from aiodiloco.codec.base import Codec, codec_for_code, get_codec, mean_wire, wire_names
 from aiodiloco.codec.buffers import as_bytes, as_tensor
 from aiodiloco.codec.chunk import (
     HEADER_BYTES,
@@ -23,6 +23,7 @@ __all__ = [
     "codec_for_code",
     "digest",
     "get_codec",
+    "mean_wire",
     "pack_chunk",
     "unpack_chunk",
     "wire_names",

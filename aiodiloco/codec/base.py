@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 
 from aiodiloco.codec.dense import DenseCodec
+from aiodiloco.codec.e3m0 import E3M0Codec
 from aiodiloco.codec.int8 import Int8Codec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Codec", "codec_for_code", "get_codec", "wire_names"]
+__all__ = ["Codec", "codec_for_code", "get_codec", "mean_wire", "wire_names"]
 
 
 class Codec(Protocol):
@@ -80,6 +81,7 @@ _CODECS: Final[tuple[Codec, ...]] = (
     DenseCodec("bf16", 3, torch.bfloat16),
     Int8Codec(),
     DenseCodec("fp64", 5, torch.float64, dtype=torch.float64),
+    E3M0Codec(),
 )
 
 
@@ -94,6 +96,16 @@ def get_codec(name: str) -> Codec:
 def codec_for_code(code: int) -> Codec | None:
     """Return the codec with this code in chunk headers, or None if there is none."""
     return next((codec for codec in _CODECS if codec.code == code), None)
+
+
+def mean_wire(name: str) -> str:
+    """Return the wire format of the mean of contributions in format `name`: the same, but int8 for e3m0.
+
+    The errors of N contributions average out; what the mean then loses, all replicas lose alike. With e3m0 that second
+    loss was most of the whole (docs/log.md), so its mean takes 8 bits instead of 4. int8 and all wider formats lose
+    too little for it to matter.
+    """
+    return "int8" if name == "e3m0" else name
 
 
 def wire_names() -> tuple[str, ...]:

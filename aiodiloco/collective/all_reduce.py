@@ -71,7 +71,8 @@ class ObjectStoreAllReduce:
             a run use the same one, and no other run ever does.
         rank: 0 .. world_size - 1.
         world_size: Number of ranks. All of them take part in every round.
-        wire: Format of contributions and mean: `"fp32"`, `"fp16"`, `"bf16"` or `"int8"`.
+        wire: Format of contributions and mean: `"fp32"`, `"fp16"`, `"bf16"` or `"int8"`; or `"e3m0"`, 4 bits an
+            element, for contributions whose mean is int8.
         algorithm: `"gather"`, `"scatter"`, or `"auto"` to let the cost model choose. Must be the same on all ranks.
         chunk_bytes: Encoded bytes per chunk, about; None chooses by size and world size. The same on all ranks.
         link: What the cost model assumes of the way to the store. The same on all ranks.

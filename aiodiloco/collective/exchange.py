@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from aiodiloco.codec import REDUCED, get_codec, unpack_chunk
+from aiodiloco.codec import REDUCED, get_codec, mean_wire, unpack_chunk
 from aiodiloco.collective.contribution import Contribution
 from aiodiloco.collective.plan import owned_chunks, ring_order
 from aiodiloco.collective.reduction import Reducer, check_header
@@ -69,7 +69,7 @@ class Exchange:
         for chunk in self._round.grid:
             _, body = unpack_chunk(self.mean.pop(chunk.index))
             values = self._payload.empty(chunk)
-            get_codec(chunk.codec).decode(body, values)
+            get_codec(mean_wire(chunk.codec)).decode(body, values)
             self._payload.write(chunk, values)
         self._payload.commit()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import anyio
 import torch
 
-from aiodiloco.codec import REDUCED, ChunkHeader, get_codec, pack_chunk, unpack_chunk
+from aiodiloco.codec import REDUCED, ChunkHeader, get_codec, mean_wire, pack_chunk, unpack_chunk
 from aiodiloco.codec.pieces import pieces
 from aiodiloco.collective.decision import refuse, wait_for_decision
 from aiodiloco.collective.waiting import get_when_there
@@ -31,7 +31,7 @@ class Accumulator:
     differently on CPUs with and without it.
 
     Args:
-        codec: Name of the wire format of the contributions and of the mean.
+        codec: Name of the wire format of the contributions.
         numel: Elements in the chunk.
     """
 
@@ -82,7 +82,8 @@ class Reducer:
             for arrival in arrivals.values():
                 await self._add(accumulator, await arrival.wait())
                 self._in_memory.release()
-        header = ChunkHeader(chunk.codec, chunk.numel, chunk.index, REDUCED, accumulator.weight, self._round.digest)
+        wire = mean_wire(chunk.codec)
+        header = ChunkHeader(wire, chunk.numel, chunk.index, REDUCED, accumulator.weight, self._round.digest)
         with self._round.meter.phase("reduce"):
             return await self._round.in_worker(lambda: pack_chunk(header, accumulator.mean()))
 
@@ -134,10 +135,11 @@ class _Arrival:
 
 def check_header(header: ChunkHeader, chunk: Chunk, rank: int) -> None:
     """Raise ChunkError unless a valid chunk is also the one that was asked for."""
+    codec = mean_wire(chunk.codec) if rank == REDUCED else chunk.codec
     got = (header.codec, header.numel, header.chunk, header.rank)
-    if got != (chunk.codec, chunk.numel, chunk.index, rank):
+    if got != (codec, chunk.numel, chunk.index, rank):
         raise ChunkError(
-            f"chunk {chunk.index} from rank {rank} should be {chunk.numel} × {chunk.codec}, but its key holds "
+            f"chunk {chunk.index} from rank {rank} should be {chunk.numel} × {codec}, but its key holds "
             f"chunk {header.chunk} from rank {header.rank}, {header.numel} × {header.codec}: "
             "is another run writing under this prefix?"
         )

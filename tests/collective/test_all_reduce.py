@@ -63,7 +63,7 @@ async def test_the_mean_is_the_float32_sum_in_rank_order_to_the_bit(world_size, 
     assert all(r.members == tuple(Member(rank, 0) for rank in range(world_size)) for r in reports)
 
 
-@pytest.mark.parametrize("wire", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("wire", ["fp32", "bf16", "fp16", "int8", "e3m0"])
 async def test_all_ranks_get_the_same_bits_with_either_algorithm_any_grid_and_any_arrival_order(wire):
     results = []
     for seed, algorithm in enumerate(ALGORITHMS * 2):
@@ -72,13 +72,23 @@ async def test_all_ranks_get_the_same_bits_with_either_algorithm_any_grid_and_an
     assert_bitwise_equal(*results)
 
 
-@pytest.mark.parametrize(("wire", "error"), [("bf16", 2**-8), ("fp16", 2**-11), ("int8", 1 / 127)])
+@pytest.mark.parametrize(("wire", "error"), [("bf16", 2**-8), ("fp16", 2**-11), ("int8", 1 / 127), ("e3m0", 1 / 4)])
 async def test_a_lossy_wire_stays_within_its_bound(wire, error):
     exact = mean_in_rank_order([random_tensors(rank, SHAPES) for rank in range(3)])
     tensors, _ = await averaged(3, wire=wire)
     largest = max(float(t.abs().max()) for r in range(3) for t in random_tensors(r, SHAPES).values() if t.numel())
     for name in SHAPES:  # once for the contributions, once for the mean
         assert torch.allclose(tensors[0][name], exact[name], rtol=0, atol=2 * error * largest), name
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_the_mean_of_4_bit_contributions_is_not_rounded_to_4_bits(algorithm):
+    """1 and 0.5 are e3m0's own values, their mean is not: as e3m0 it would be 1."""
+    tensors = [{"w": torch.full((300,), value)} for value in (1.0, 0.5)]
+    async with open_ranks(MemoryStore(), 2, wire="e3m0", algorithm=algorithm) as ranks:
+        await reduce_all(ranks, tensors)
+    assert_bitwise_equal(*tensors)
+    assert torch.allclose(tensors[0]["w"], torch.tensor(0.75), rtol=1 / 254, atol=0)
 
 
 async def test_weights_count_and_exact_dtypes_stay_exact_whatever_the_wire():

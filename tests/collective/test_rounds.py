@@ -57,7 +57,15 @@ async def test_tensors_tied_on_one_rank_only_are_refused_by_name():
 
 @pytest.mark.parametrize("algorithm", ["gather", "scatter"])
 @pytest.mark.parametrize(
-    ("wire", "value"), [("fp32", float("nan")), ("int8", float("inf")), ("bf16", float("-inf")), ("fp16", 70_000.0)]
+    ("wire", "value"),
+    [
+        ("fp32", float("nan")),
+        ("int8", float("inf")),
+        ("bf16", float("-inf")),
+        ("fp16", 70_000.0),
+        ("e3m0", float("nan")),
+        ("e3m0", float("-inf")),
+    ],
 )
 async def test_values_that_are_not_finite_on_the_wire_are_refused_by_rank_and_tensor(wire, value, algorithm):
     tensors = [{"bias": torch.ones(2), "weight": torch.ones(5000)} for _ in range(3)]

@@ -46,7 +46,7 @@ async def test_one_replica_synchronising_every_step_by_plain_averaging_is_plain_
 
 
 @pytest.mark.parametrize("algorithm", ["gather", "scatter"])
-@pytest.mark.parametrize("wire", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("wire", ["fp32", "bf16", "int8", "e3m0"])
 async def test_all_replicas_hold_the_same_bits_after_every_round(algorithm, wire):
     bits = {}
 
