@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from aiodiloco.cli.demo import demo
+from aiodiloco.cli.modal_emulator import modal_emulator
 
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(demo)
+app.command()(modal_emulator)
 
 
 def _show_version(wanted: bool) -> None:

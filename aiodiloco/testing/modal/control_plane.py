@@ -87,13 +87,13 @@ async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncI
         ]
         listener = Listener(make_service(Dispatcher(services, faults, task_group)))
         processes = ContainerProcesses(channel, ProcessEvents(state, scheduler, logs), task_group)
-        async with _listening(listener, blobs, settings.port) as url:
-            scheduler.runner = ProcessRunner(
-                processes=processes, mounts=mounts, state=state, logs=logs, extra_env=settings.env, url=url
-            )
-            yield ControlPlane(state, scheduler, logs, blobs, listener, url)
-            task_group.cancel_scope.cancel()
-            processes.close()
+        with contextlib.closing(processes):
+            async with _listening(listener, blobs, settings.port) as url:
+                scheduler.runner = ProcessRunner(
+                    processes=processes, mounts=mounts, state=state, logs=logs, extra_env=settings.env, url=url
+                )
+                yield ControlPlane(state, scheduler, logs, blobs, listener, url)
+                task_group.cancel_scope.cancel()
 
 
 @contextlib.asynccontextmanager

@@ -29,11 +29,15 @@ class Listener:
         self._port = 0
 
     async def up(self, port: int | None = None) -> int:
-        """Return the port listened on: the given one, 0 for a free one, None for the same as before."""
+        """Return the port listened on: the given one, 0 for a free one, None for the same as before.
+
+        Raises:
+            OSError: it cannot be listened on.
+        """
         if self._server is None:
-            self._server = _Server([self._service], status_details_codec=custom_detail_codec)
-            await self._server.start("127.0.0.1", self._port if port is None else port)
-            self._port = self._server.port
+            server = _Server(self._service)
+            await server.start("127.0.0.1", self._port if port is None else port)
+            self._server, self._port = server, server.port
         return self._port
 
     async def down(self) -> None:
@@ -50,7 +54,9 @@ class Listener:
 class _Server(Server):
     """A server that knows its connections, which grpclib's own leaves open."""
 
-    transports: weakref.WeakSet[asyncio.BaseTransport]
+    def __init__(self, service: ModalClientBase) -> None:
+        super().__init__([service], status_details_codec=custom_detail_codec)
+        self.transports: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
 
     @property
     def port(self) -> int:
@@ -59,8 +65,6 @@ class _Server(Server):
         return port
 
     def _protocol_factory(self) -> H2Protocol:
-        if not hasattr(self, "transports"):
-            self.transports = weakref.WeakSet()
         protocol = super()._protocol_factory()
         made = protocol.connection_made
 

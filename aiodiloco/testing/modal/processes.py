@@ -181,6 +181,7 @@ def _spawn(
     zygote = subprocess.Popen(  # noqa: S603 - this interpreter, with arguments of our own
         [*command, directory, *preload],
         stdin=subprocess.DEVNULL,
+        stdout=sys.__stderr__,  # what a module of `preload` prints is no part of this process's own output
         pass_fds=[channel.fileno()],
         env={**env, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
         start_new_session=True,

@@ -6,18 +6,18 @@ import functools
 import shlex
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from aiodiloco.testing.modal.loopback import LoopbackModal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from anyio.abc import TaskStatus
 
-__all__ = ["main", "serve"]
+__all__ = ["main", "print_exports", "serve"]
 
 
 async def serve(
@@ -25,6 +25,7 @@ async def serve(
     port: int = 0,
     max_containers: int = 100,
     preload: Sequence[str] = (),
+    latency_s: float = 0.0,
     task_status: TaskStatus[dict[str, str]] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a control plane until cancelled; `task_status` is started with the environment variables for clients.
@@ -33,25 +34,57 @@ async def serve(
         port: Port to listen on, 0 for a free one.
         max_containers: How many containers may run at once.
         preload: Modules that every container has imported from the start.
+        latency_s: How much longer every request of a client takes.
         task_status: For `TaskGroup.start`.
+
+    Raises:
+        OSError: the port cannot be listened on.
+        RuntimeError: a module of `preload` cannot be imported.
     """
     async with LoopbackModal(port=port, max_containers=max_containers, preload=preload) as modal:
+        if latency_s:
+            modal.faults.latency(latency_s)
         task_status.started(modal.env)
         await anyio.sleep_forever()
 
 
-def main(*, port: int = 0, max_containers: int = 100, preload: Sequence[str] = ()) -> None:
-    """Run a control plane until SIGINT or SIGTERM; print `export NAME=value` lines for a shell to evaluate first."""
-    anyio.run(_serve_until_signalled, port, max_containers, preload)
+def print_exports(env: Mapping[str, str]) -> None:
+    """Print `export NAME=value` lines for a shell to evaluate."""
+    for name, value in env.items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+    sys.stdout.flush()
 
 
-async def _serve_until_signalled(port: int, max_containers: int, preload: Sequence[str]) -> None:
-    serving = functools.partial(serve, port=port, max_containers=max_containers, preload=preload)
+def main(
+    *,
+    port: int = 0,
+    max_containers: int = 100,
+    preload: Sequence[str] = (),
+    latency_s: float = 0.0,
+    announce: Callable[[Mapping[str, str]], None] = print_exports,
+) -> None:
+    """Run a control plane until SIGINT or SIGTERM, in the main thread.
+
+    `announce` is called with the environment variables for clients once it listens; for the rest see `serve`.
+    """
+    serving = functools.partial(serve, port=port, max_containers=max_containers, preload=preload, latency_s=latency_s)
+    try:
+        anyio.run(_serve_until_signalled, serving, announce)
+    except BaseExceptionGroup as group:
+        raise _only_error(group) from None
+
+
+async def _serve_until_signalled(
+    serving: Callable[..., Coroutine[Any, Any, None]], announce: Callable[[Mapping[str, str]], None]
+) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as task_group:
-            env: dict[str, str] = await task_group.start(serving)
-            for name, value in env.items():
-                sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
-            sys.stdout.flush()
+            announce(await task_group.start(serving))
             await anext(signals)
             task_group.cancel_scope.cancel()
+
+
+def _only_error(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
