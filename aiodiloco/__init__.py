@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from aiodiloco.executors.modal import ModalExecutor, ModalSpawnExecutor
     from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult, ReplicaStatus, new_run_id, raise_for_failures
     from aiodiloco.replica import Replica, SyncReplica, join, join_sync
-    from aiodiloco.store import FileStore, MemoryStore, Store, join_uri, open_store, probe
+    from aiodiloco.store import FileStore, MemoryStore, S3Store, Store, join_uri, open_store, probe
 
 __all__ = [
     "JSON",
@@ -70,6 +70,7 @@ __all__ = [
     "ReplicaStatus",
     "RoundRefusedError",
     "RoundTimeoutError",
+    "S3Store",
     "ServerlessExecutor",
     "Store",
     "StoreAccessError",
@@ -101,7 +102,7 @@ _HOME = {
     "executors.modal": ("ModalExecutor", "ModalSpawnExecutor"),
     "records": ("JSON", "ReplicaHandle", "ReplicaResult", "ReplicaStatus", "new_run_id", "raise_for_failures"),
     "replica": ("Replica", "SyncReplica", "join", "join_sync"),
-    "store": ("FileStore", "MemoryStore", "Store", "join_uri", "open_store", "probe"),
+    "store": ("FileStore", "MemoryStore", "S3Store", "Store", "join_uri", "open_store", "probe"),
 }
 _EXTRA_OF = {"modal": "modal", "torch": "torch", "xxhash": "torch"}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

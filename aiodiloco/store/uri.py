@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiodiloco.store.base import check_key
 from aiodiloco.store.location import FileLocation, Location, MemoryLocation
+from aiodiloco.store.s3.location import S3Location
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["join_uri", "open_store"]
 
 # Reserved names are refused even where this version has no store for them: no directory should be made of a typo.
-_SCHEMES: dict[str, Callable[[str], Location]] = {"file": FileLocation.parse, "memory": MemoryLocation.parse}
-_SUPPORTED = "file:///absolute/path, a plain path, or memory://name[/prefix]"
+_SCHEMES: dict[str, Callable[[str], Location]] = {
+    "file": FileLocation.parse,
+    "memory": MemoryLocation.parse,
+    "s3": S3Location.parse,
+}
+_SUPPORTED = "file:///absolute/path, a plain path, memory://name[/prefix], or s3://bucket[/prefix]"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(file|memory|s3|modal-volume):")
 
 
@@ -27,8 +32,9 @@ def open_store(uri: str | os.PathLike[str]) -> Store:
     """Return the store that `uri` names, still to be entered with `async with`.
 
     Args:
-        uri: `file:///absolute/path`; a plain path, relative to the working directory (`~` is the home directory); or
-            `memory://name[/prefix]`, which lives in this process only.
+        uri: `file:///absolute/path`; a plain path, relative to the working directory (`~` is the home directory);
+            `memory://name[/prefix]`, which lives in this process only; or `s3://bucket[/prefix][?setting=…&…]`, see
+            `S3Store`.
 
     Raises:
         ValueError: no store has such a URI.

@@ -47,13 +47,11 @@ def test_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_store("~/runs").uri == "file:///home/of-a-user/runs"
 
 
-@pytest.mark.parametrize(
-    "uri", ["s3://bucket/prefix", "modal-volume://name", "http://host/x", "gs://b", "S3://b", "s3:b"]
-)
+@pytest.mark.parametrize("uri", ["modal-volume://name", "http://host/x", "gs://b", "GS://b", "modal-volume:b"])
 def test_unknown_schemes_are_refused_with_what_is_supported(uri: str) -> None:
     """By `open_store` and `join_uri` alike, instead of making a directory of that name."""
     for call in (open_store, join_uri):
-        with pytest.raises(ValueError, match=r"file:///absolute/path, a plain path, or memory://name"):
+        with pytest.raises(ValueError, match=r"file:///absolute/path, a plain path, memory://name"):
             call(uri)
 
 
