@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         RoundTimeoutError,
         StoreAccessError,
         StoreError,
+        StoreUnavailableError,
         StoreUnsupportedError,
         WorldSizeError,
     )
@@ -75,6 +76,7 @@ __all__ = [
     "Store",
     "StoreAccessError",
     "StoreError",
+    "StoreUnavailableError",
     "StoreUnsupportedError",
     "SyncDiLoCo",
     "SyncReplica",

@@ -4,6 +4,7 @@
     ├── StoreError                     the object store
     │   ├── KeyNotFoundError           (FileNotFoundError) no object under this key
     │   ├── StoreAccessError           (PermissionError) missing, unreadable or unwritable
+    │   ├── StoreUnavailableError      for the moment: the same request may succeed later
     │   └── StoreUnsupportedError      the store lacks a guarantee the library needs
     ├── ChunkError                     (ValueError) bytes that are not the chunk they should be
     ├── CollectiveError                the all-reduce
@@ -45,6 +46,7 @@ __all__ = [
     "RoundTimeoutError",
     "StoreAccessError",
     "StoreError",
+    "StoreUnavailableError",
     "StoreUnsupportedError",
     "WorldSizeError",
 ]
@@ -64,6 +66,14 @@ class KeyNotFoundError(StoreError, FileNotFoundError):
 
 class StoreAccessError(StoreError, PermissionError):
     """The store does not exist, or may not be read or written."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store could not do it for the moment: overloaded, or the connection broke.
+
+    A write may have taken place or not. Stores raise it after retries of their own, if they make any; `ResilientStore`
+    repeats the request.
+    """
 
 
 class StoreUnsupportedError(StoreError):
