@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 
+from aiodiloco.executors.awake import awake
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -31,7 +33,7 @@ class Bell:
 
     async def wait_until(self, deadline: float) -> bool:
         """Return True at the next ring, or False once `time.monotonic()` has reached `deadline`."""
-        with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
+        with awake(), anyio.move_on_after(max(0.0, deadline - time.monotonic())):
             await self._event.wait()
             return True
         return False

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aiodiloco.errors import ExecutorError, HandleError
+from aiodiloco.executors.awake import awake
 from aiodiloco.executors.calls import Bell, Calls
 from aiodiloco.executors.collect import collect, latest_end
 from aiodiloco.executors.completed import Completed
@@ -74,7 +75,8 @@ class Executor:
         requests = await plan_launch(
             self._backend, n_replicas, entrypoint, entrypoint_args, gpu=gpu, timeout=timeout, run_id=run_id
         )
-        await self._backend.prepare(requests[0])
+        with awake():
+            await self._backend.prepare(requests[0])
         return await launch(self._calls, requests)
 
     async def poll(self, handle: ReplicaHandle) -> ReplicaStatus:
