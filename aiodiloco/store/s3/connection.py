@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import to_thread
 
-from aiodiloco.errors import StoreError
+from aiodiloco.errors import StoreUnavailableError
 from aiodiloco.store.s3.client import CONNECT_S, MAX_PAUSE_S, prepare_client
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Connection:
 
         Raises:
             RuntimeError: the store was opened in another event loop.
-            StoreError: nothing moved for longer than all timeouts, retries and pauses take.
+            StoreUnavailableError: nothing moved for longer than all timeouts, retries and pauses take.
         """
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError(f"{self.location.uri} was opened in another event loop: open a store in each")
@@ -84,7 +84,7 @@ class Connection:
             with anyio.CancelScope() as scope:
                 yield Slot(scope, attempt_s, self._max_attempts)
             if scope.cancelled_caught:
-                raise StoreError(
+                raise StoreUnavailableError(
                     f"nothing moved for {attempt_s:g} s or longer: is the network down or the server stuck?"
                 )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from aiodiloco.errors import StoreError, StoreUnsupportedError
+from aiodiloco.errors import StoreError, StoreUnavailableError, StoreUnsupportedError
 from aiodiloco.store.s3.failures import code_of, status_of
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ async def download(
         except _BrokenError as exc:
             breaks += 1
             if breaks > _MAX_BREAKS + reading.filled // _BREAKS_PER_BYTES:
-                raise StoreError(
+                raise StoreUnavailableError(
                     f"cannot read {key!r} in {connection.location.uri}: it broke off {breaks} times, the last after "
                     f"{reading.filled} bytes ({exc})"
                 ) from exc

@@ -5,7 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from aiodiloco.errors import KeyNotFoundError, StoreAccessError, StoreError, StoreUnsupportedError
+from aiodiloco.errors import (
+    KeyNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+    StoreUnsupportedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +117,7 @@ def _from_reply(exc: ClientError, message: str, location: S3Location) -> StoreEr
         remedy = "the server's disk is full: free some space there"
     elif status >= 500 or code in {"429", "SlowDown", "RequestTimeout"}:
         tries = exc.response.get("ResponseMetadata", {}).get("RetryAttempts", 0) + 1
-        remedy = f"the server is overloaded or out of order, {tries} times in a row"
+        kind, remedy = StoreUnavailableError, f"the server is overloaded or out of order, {tries} times in a row"
     else:
         remedy = f"the server refused it, status {status}"
     return kind(f"{message}: {remedy} ({code}{': ' if told else ''}{told})")
@@ -133,7 +139,8 @@ def _scheme_remedy(location: S3Location) -> str:
 
 def _from_session(exc: Exception, message: str, location: S3Location) -> StoreError:
     bases = [base.__name__ for base in type(exc).__mro__]
-    for kind, remedies in ((StoreAccessError, _SESSION), (StoreError, _NETWORK)):
+    kind: type[StoreError]
+    for kind, remedies in ((StoreAccessError, _SESSION), (StoreUnavailableError, _NETWORK)):
         for remedy in (remedies[base] for base in bases if base in remedies):
             said = remedy.format(
                 endpoint=location.endpoint_url or "of AWS", profile=location.profile, scheme=_scheme_remedy(location)
