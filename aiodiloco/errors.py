@@ -7,6 +7,7 @@
     │   ├── StoreUnavailableError      for the moment: the same request may succeed later
     │   └── StoreUnsupportedError      the store lacks a guarantee the library needs
     ├── ChunkError                     (ValueError) bytes that are not the chunk they should be
+    ├── CheckpointError                a checkpoint that is not there, or not whole
     ├── CollectiveError                the all-reduce
     │   ├── RoundTimeoutError          (TimeoutError) a rank's contribution or result did not come in time
     │   ├── RoundRefusedError          (ValueError) contributions that cannot be averaged: shapes, dtypes, wire, start
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AiodilocoError",
+    "CheckpointError",
     "ChunkError",
     "CollectiveError",
     "EntrypointError",
@@ -82,6 +84,10 @@ class StoreUnsupportedError(StoreError):
 
 class ChunkError(AiodilocoError, ValueError):
     """Bytes that are not the chunk they should be: truncated, corrupted, of another kind."""
+
+
+class CheckpointError(AiodilocoError):
+    """There is no such checkpoint, or an object of it is missing or damaged."""
 
 
 class CollectiveError(AiodilocoError):

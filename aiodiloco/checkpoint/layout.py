@@ -1,0 +1,186 @@
+"""Where a checkpoint lies, what its documents say, and who writes which tensors: no I/O here.
+
+checkpoints/<round>/outer-<part>-<n>.safetensors   outer parameters and momenta, a share of them from each writer
+checkpoints/<round>/replica-<rank>.safetensors     what is a replica's own: inner optimizer, random state, data
+checkpoints/<round>/part-<part>.json               this writer's share is whole
+checkpoints/<round>/manifest.json                  all shares are there; without it there is no checkpoint
+checkpoints/fixed/<digest>.safetensors             tensors that training never changes, under their content's name
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from aiodiloco.errors import ChunkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from aiodiloco.records import JSON
+    from aiodiloco.store import Buffer
+
+__all__ = ["CHECKPOINTS", "CheckpointKeys", "FileEntry", "Manifest", "Part", "files_of", "fixed_key", "share_out"]
+
+T = TypeVar("T")
+
+CHECKPOINTS = "checkpoints/"
+_MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointKeys:
+    """The keys of the checkpoint taken after `round` rounds."""
+
+    round: int
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of all its own objects; sorts by round."""
+        return f"{CHECKPOINTS}{self.round:08d}/"
+
+    @property
+    def manifest(self) -> str:
+        """The object that makes it a checkpoint."""
+        return f"{self.prefix}{_MANIFEST}"
+
+    def part(self, part: int) -> str:
+        """What writer `part` wrote."""
+        return f"{self.prefix}part-{part:05d}.json"
+
+    def outer(self, part: int, number: int) -> str:
+        """One file of writer `part`."""
+        return f"{self.prefix}outer-{part:05d}-{number:04d}.safetensors"
+
+    def replica(self, rank: int) -> str:
+        """What only `rank` needs."""
+        return f"{self.prefix}replica-{rank:05d}.safetensors"
+
+    @classmethod
+    def of_manifest(cls, key: str) -> Self | None:
+        """Return the checkpoint whose manifest `key` is, None for other keys."""
+        match key.removeprefix(CHECKPOINTS).split("/"):
+            case [number, name] if name == _MANIFEST and number.isdecimal():
+                return cls(int(number))
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """One object with tensors, and what its bytes must be."""
+
+    key: str
+    nbytes: int
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one writer wrote.
+
+    Attributes:
+        files: Its share of the outer state.
+        rank: Its rank.
+        replica: Its own state; None if it has none to keep.
+    """
+
+    files: tuple[FileEntry, ...]
+    rank: int
+    replica: FileEntry | None
+
+    def to_json(self) -> bytes:
+        """Return the document."""
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: Buffer, what: str) -> Self:
+        """Read the document called `what`. Raises ChunkError if it is none."""
+        return _read(data, what, lambda fields: cls(_entries(fields["files"]), int(fields["rank"]), _own(fields)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A whole checkpoint.
+
+    Attributes:
+        round: Rounds the outer state has taken.
+        inner_step: Inner steps they consist of.
+        outer: The outer state as a tree that names tensors; see `pack_tree`.
+        model: What it takes to make the model's state dict of it, a tree as well.
+        files: The objects those tensors lie in.
+        replicas: Rank -> its own state.
+    """
+
+    round: int
+    inner_step: int
+    outer: JSON
+    model: JSON
+    files: tuple[FileEntry, ...]
+    replicas: Mapping[int, FileEntry]
+
+    def to_json(self) -> bytes:
+        """Return the document; the same bytes whoever writes it."""
+        return json.dumps({"version": 1, **dataclasses.asdict(self)}, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: Buffer, what: str) -> Self:
+        """Read the document called `what`. Raises ChunkError if it is none."""
+        return _read(data, what, cls._from_fields)
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, Any]) -> Self:
+        if fields["version"] != 1:
+            raise ValueError(f"version {fields['version']} is of a newer release")
+        replicas = {int(rank): FileEntry(**entry) for rank, entry in fields["replicas"].items()}
+        numbers = int(fields["round"]), int(fields["inner_step"])
+        return cls(*numbers, fields["outer"], fields["model"], _entries(fields["files"]), replicas)
+
+
+def fixed_key(hexdigest: str) -> str:
+    """Return the key of a file with these contents."""
+    return f"{CHECKPOINTS}fixed/{hexdigest}.safetensors"
+
+
+def share_out(sizes: Mapping[str, int], num_parts: int) -> list[list[str]]:
+    """Return for each of `num_parts` writers the tensors it writes: runs of the given order, balanced by bytes.
+
+    Args:
+        sizes: Tensor name -> bytes, in an order that all writers share.
+    """
+    total = max(1, sum(sizes.values()))
+    shares: list[list[str]] = [[] for _ in range(num_parts)]
+    before = 0
+    for name, nbytes in sizes.items():
+        middle = before + nbytes / 2
+        shares[min(num_parts - 1, int(middle * num_parts / total))].append(name)
+        before += nbytes
+    return shares
+
+
+def files_of(names: Sequence[str], sizes: Mapping[str, int], most_bytes: int) -> list[list[str]]:
+    """Return `names` cut into runs of at most `most_bytes`; a larger tensor has a file to itself."""
+    runs: list[list[str]] = []
+    room = 0
+    for name in names:
+        if not runs or sizes[name] > room:
+            runs.append([])
+            room = most_bytes
+        runs[-1].append(name)
+        room -= sizes[name]
+    return runs
+
+
+def _read(data: Buffer, what: str, make: Callable[[dict[str, Any]], T]) -> T:
+    try:
+        return make(json.loads(bytes(data)))
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ChunkError(f"{what} is not a document of a checkpoint: {exc!r}") from exc
+
+
+def _entries(items: Iterable[Mapping[str, Any]]) -> tuple[FileEntry, ...]:
+    return tuple(FileEntry(**item) for item in items)
+
+
+def _own(fields: Mapping[str, Any]) -> FileEntry | None:
+    return None if fields["replica"] is None else FileEntry(**fields["replica"])

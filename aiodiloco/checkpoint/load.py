@@ -1,0 +1,136 @@
+"""Reading a checkpoint: all of it, verified, or an error that says what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import torch
+
+from aiodiloco.checkpoint.file import read_file
+from aiodiloco.checkpoint.layout import CHECKPOINTS, CheckpointKeys, FileEntry, Manifest
+from aiodiloco.checkpoint.tree import unpack_tree
+from aiodiloco.codec import digest
+from aiodiloco.errors import CheckpointError, ChunkError, KeyNotFoundError
+from aiodiloco.store import Store, open_store
+from aiodiloco.store.fan_out import map_concurrently
+from aiodiloco.store.worker import run_in_worker
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import Tensor
+
+__all__ = ["Loaded", "find_manifest", "list_rounds", "load", "load_checkpoint"]
+
+_FILES_AT_ONCE = 4
+_WORKER_THREADS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint held: see `Snapshot`, whose fields these are."""
+
+    round: int
+    inner_step: int
+    outer: Any
+    model: Any
+    replica: Any
+
+
+async def load_checkpoint(
+    run: Store | str | os.PathLike[str],
+    *,
+    round: int | None = None,  # noqa: A002 - the field's word
+) -> dict[str, Tensor]:
+    """Return the model's state dict as of a checkpoint of a run, to evaluate or export; needs no run and no GPU.
+
+    These are the outer parameters, in the dtypes of the model that was trained, on the CPU.
+
+    Args:
+        run: The run's own prefix, `<store>/runs/<run_id>`, as a URI or an open store.
+        round: Which one, by the rounds it had taken; None is the latest.
+
+    Raises:
+        CheckpointError: there is none, or one of its objects is missing or damaged.
+        StoreError: the store cannot be read.
+    """
+    if isinstance(run, Store):
+        return _state_dict(await load(run, await find_manifest(run, round), rank=None))
+    async with open_store(run) as store:
+        return _state_dict(await load(store, await find_manifest(store, round), rank=None))
+
+
+async def list_rounds(store: Store) -> list[int]:
+    """Return the rounds of all complete checkpoints, in order."""
+    found = [keys.round async for key in store.list(CHECKPOINTS) if (keys := CheckpointKeys.of_manifest(key))]
+    return sorted(found)
+
+
+async def find_manifest(store: Store, number: int | None = None) -> Manifest:
+    """Return the manifest of the checkpoint after `number` rounds, or of the latest.
+
+    Raises:
+        CheckpointError: there is none; says which there are.
+    """
+    rounds = await list_rounds(store)
+    wanted = rounds[-1] if number is None and rounds else number
+    if wanted is None or wanted not in rounds:
+        which = "complete checkpoint" if number is None else f"complete checkpoint of round {number}"
+        have = f"there are {rounds}" if rounds else "was the run started with checkpoints, and is this its own prefix?"
+        raise CheckpointError(f"no {which} under {store.uri}: {have}")
+    key = CheckpointKeys(wanted).manifest
+    return Manifest.from_json(await store.get(key), f"{store.uri}/{key}")
+
+
+async def load(store: Store, manifest: Manifest, *, rank: int | None) -> Loaded:
+    """Return what the checkpoint holds; with a `rank`, also what was its own, None where it saved nothing.
+
+    Raises:
+        CheckpointError: an object is missing or damaged; names it.
+    """
+    workers = anyio.CapacityLimiter(_WORKER_THREADS)
+
+    async def read(entry: FileEntry) -> tuple[dict[str, Tensor], Any]:
+        return await _read(store, entry, workers)
+
+    files = await map_concurrently(read, manifest.files, limit=_FILES_AT_ONCE)
+    tensors = {name: tensor for found, _ in files for name, tensor in found.items()}
+    replica = None
+    if rank is not None and (entry := manifest.replicas.get(rank)) is not None:
+        own, tree = await read(entry)
+        replica = unpack_tree(tree, own)
+    try:
+        outer, model = unpack_tree(manifest.outer, tensors), unpack_tree(manifest.model, tensors)
+    except ValueError as exc:
+        raise CheckpointError(f"the checkpoint of round {manifest.round} under {store.uri}: {exc}") from exc
+    return Loaded(manifest.round, manifest.inner_step, outer, model, replica)
+
+
+async def _read(store: Store, entry: FileEntry, workers: anyio.CapacityLimiter) -> tuple[dict[str, Tensor], Any]:
+    what = f"{store.uri}/{entry.key}"
+
+    def parse() -> tuple[dict[str, Tensor], Any]:
+        if (len(data), digest(data).hex()) != (entry.nbytes, entry.digest):
+            raise CheckpointError(f"{what} is damaged: {len(data)} bytes, and not those its manifest names")
+        return read_file(data, what)
+
+    try:
+        data = await store.get(entry.key, length=entry.nbytes + 1)
+        return await run_in_worker(lambda _: parse(), workers)
+    except KeyNotFoundError as exc:
+        raise CheckpointError(f"{what} is missing, though the checkpoint's manifest names it") from exc
+    except ChunkError as exc:
+        raise CheckpointError(str(exc)) from exc
+
+
+def _state_dict(loaded: Loaded) -> dict[str, Tensor]:
+    """Put together outer parameters, other names of the same tensors, and what was never trained."""
+    parameters, model = loaded.outer["parameters"], loaded.model or {}
+    state = {
+        name: tensor.to(getattr(torch, model["dtypes"][name])) if "dtypes" in model else tensor
+        for name, tensor in parameters.items()
+    }
+    state |= {name: state[other] for name, other in model.get("tied", {}).items()}
+    return {**state, **model.get("fixed", {})}

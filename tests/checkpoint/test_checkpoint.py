@@ -1,0 +1,129 @@
+"""Several replicas save one checkpoint; anyone reads it whole, or not at all."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+import torch
+
+from aiodiloco.checkpoint import Snapshot, find_manifest, list_rounds, load, load_checkpoint, save_part
+from aiodiloco.checkpoint.layout import CheckpointKeys
+from aiodiloco.errors import CheckpointError
+from aiodiloco.store import MemoryStore
+
+WORLD = 3
+
+
+def snapshot(number: int, rank: int) -> Snapshot:
+    """What replica `rank` would save after `number` rounds: the outer state is the same on all."""
+    generator = torch.Generator().manual_seed(number)
+    parameters = {name: torch.randn(size, generator=generator) for name, size in [("a", 7), ("b", 1), ("c", 100)]}
+    momenta = {index: {"momentum_buffer": torch.randn(3, generator=generator)} for index in range(3)}
+    outer = {"parameters": parameters, "optimizer": {"state": momenta, "param_groups": [{"lr": 0.7, "params": [0]}]}}
+    model = {
+        "dtypes": {"a": "bfloat16", "b": "float32", "c": "float32"},
+        "tied": {"head": "a"},
+        "fixed": {"frozen": torch.arange(5)},
+    }
+    return Snapshot(number, 20 * number, outer, model, {"rng": torch.full((4,), rank), "position": 100 + rank})
+
+
+async def save(store: MemoryStore, number: int, ranks: Any = range(WORLD)) -> list[bool]:
+    workers = anyio.CapacityLimiter(2)
+    return [
+        await save_part(store, snapshot(number, rank), rank=rank, part=rank, num_parts=WORLD, workers=workers)
+        for rank in ranks
+    ]
+
+
+async def test_the_last_writer_makes_it_a_checkpoint() -> None:
+    """Before that there is none, and what is read is what was saved, each rank's own with it."""
+    store = MemoryStore()
+    assert await save(store, 4, [2, 0]) == [False, False]
+    with pytest.raises(CheckpointError, match="no complete checkpoint under memory://"):
+        await find_manifest(store)
+    assert await save(store, 4, [1]) == [True]
+    for rank in range(WORLD):
+        loaded = await load(store, await find_manifest(store), rank=rank)
+        assert (loaded.round, loaded.inner_step) == (4, 80)
+        saved: Any = snapshot(4, rank).outer
+        assert loaded.outer["parameters"].keys() == saved["parameters"].keys()
+        for name, tensor in saved["parameters"].items():
+            assert torch.equal(loaded.outer["parameters"][name], tensor)
+        for index, state in saved["optimizer"]["state"].items():
+            assert torch.equal(loaded.outer["optimizer"]["state"][index]["momentum_buffer"], state["momentum_buffer"])
+        assert loaded.replica["position"] == 100 + rank
+        assert loaded.replica["rng"].tolist() == [rank] * 4
+
+
+async def test_many_writers_at_once_make_one() -> None:
+    """Whatever the order, at least one of them sees that it is whole."""
+    store = MemoryStore()
+    done: list[bool] = []
+
+    async def write(rank: int) -> None:
+        done.extend(await save(store, 1, [rank]))
+
+    async with anyio.create_task_group() as tg:
+        for rank in range(WORLD):
+            tg.start_soon(write, rank)
+    assert any(done)
+    assert await list_rounds(store) == [1]
+
+
+async def test_load_checkpoint_gives_a_state_dict_without_a_run() -> None:
+    """In the model's dtypes, tied names and untrained tensors included; the latest unless one is named."""
+    store = MemoryStore()
+    await save(store, 1)
+    await save(store, 2)
+    await save(store, 3, [0])
+    latest, first = await load_checkpoint(store), await load_checkpoint(store, round=1)
+    saved: Any = snapshot(2, 0).outer
+    assert latest.keys() == {"a", "b", "c", "head", "frozen"}
+    assert torch.equal(latest["head"], saved["parameters"]["a"].to(torch.bfloat16))
+    assert torch.equal(latest["c"], saved["parameters"]["c"])
+    assert not torch.equal(first["c"], latest["c"])
+    with pytest.raises(CheckpointError, match=r"round 3 under .*: there are \[1, 2\]"):
+        await load_checkpoint(store, round=3)
+
+
+async def test_what_never_changes_is_written_once() -> None:
+    store = MemoryStore()
+    for number in range(1, 4):
+        await save(store, number)
+    assert len([key async for key in store.list("checkpoints/fixed/")]) == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "flipped", "longer"])
+async def test_damage_is_named(damage: str) -> None:
+    """By the object, before anything is made of its bytes."""
+    store = MemoryStore()
+    await save(store, 1)
+    key = CheckpointKeys(1).outer(1, 0)
+    data = bytearray(await store.get(key))
+    if damage == "missing":
+        await store.delete(key)
+    else:
+        data[-1] ^= 1
+        await store.put(key, {"short": data[:-1], "flipped": data, "longer": data + b"x"}[damage])
+    with pytest.raises(CheckpointError, match=key.replace(".", r"\.")):
+        await load_checkpoint(store)
+
+
+async def test_saving_again_after_a_cancellation_anywhere_ends_in_the_same_checkpoint() -> None:
+    """Every object's bytes are the same whoever writes them, and however often."""
+    whole = MemoryStore()
+    await save(whole, 1)
+    expected = {key: bytes(await whole.get(key)) async for key in whole.list()}
+    for steps in range(0, 60, 4):
+        store = MemoryStore()
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(partial(save, store, 1))
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            tg.cancel_scope.cancel()
+        await save(store, 1)
+        assert {key: bytes(await store.get(key)) async for key in store.list()} == expected
