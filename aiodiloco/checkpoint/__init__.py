@@ -1,6 +1,16 @@
 """Checkpoints: the outer state of a run, and what is a replica's own, as safetensors in the run's store."""
 
 from aiodiloco.checkpoint.load import Loaded, find_manifest, list_rounds, load, load_checkpoint
-from aiodiloco.checkpoint.save import Snapshot, save_part
+from aiodiloco.checkpoint.save import Share, Snapshot, save_share, take_share
 
-__all__ = ["Loaded", "Snapshot", "find_manifest", "list_rounds", "load", "load_checkpoint", "save_part"]
+__all__ = [
+    "Loaded",
+    "Share",
+    "Snapshot",
+    "find_manifest",
+    "list_rounds",
+    "load",
+    "load_checkpoint",
+    "save_share",
+    "take_share",
+]

@@ -4,7 +4,7 @@ checkpoints/<round>/outer-<part>-<n>.safetensors   outer parameters and momenta,
 checkpoints/<round>/replica-<rank>.safetensors     what is a replica's own: inner optimizer, random state, data
 checkpoints/<round>/part-<part>.json               this writer's share is whole
 checkpoints/<round>/manifest.json                  all shares are there; without it there is no checkpoint
-checkpoints/fixed/<digest>.safetensors             tensors that training never changes, under their content's name
+checkpoints/fixed/<digest>.safetensors             what is not averaged, by its content: frozen weights lie there once
 """
 
 from __future__ import annotations

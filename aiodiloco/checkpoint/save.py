@@ -14,7 +14,7 @@ from aiodiloco.store.fan_out import map_concurrently
 from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import anyio
     from torch import Tensor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aiodiloco.records import JSON
     from aiodiloco.store import Store
 
-__all__ = ["Snapshot", "save_part"]
+__all__ = ["Share", "Snapshot", "save_share", "take_share"]
 
 _MOST_FILE_BYTES = 64 << 20
 _FILES_AT_ONCE = 2
@@ -30,13 +30,13 @@ _FILES_AT_ONCE = 2
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """What one replica knows right after a round; must not change until it is saved.
+    """What one replica knows right after a round.
 
     Attributes:
         round: Rounds taken.
         inner_step: Inner steps they consist of.
         outer: State of the outer side: the same on all replicas, to the bit.
-        model: What else the model's state dict needs; the same on all replicas. Its tensors never change in training.
+        model: What else the model's state dict needs; the first writer's is kept.
         replica: What is this replica's own; None if nothing is worth keeping.
     """
 
@@ -47,92 +47,127 @@ class Snapshot:
     replica: object = None
 
 
-async def save_part(
-    store: Store, snapshot: Snapshot, *, rank: int, part: int, num_parts: int, workers: anyio.CapacityLimiter
-) -> bool:
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one of `num_parts` writers will write of a snapshot: copies, so that training may go on."""
+
+    keys: CheckpointKeys
+    inner_step: int
+    part: int
+    num_parts: int
+    rank: int
+    outer: JSON
+    model: JSON
+    replica: JSON
+    outer_tensors: Mapping[str, Tensor]
+    model_tensors: Mapping[str, Tensor]
+    replica_tensors: Mapping[str, Tensor]
+
+
+def take_share(snapshot: Snapshot, *, rank: int, part: int, num_parts: int) -> Share:
+    """Copy what this replica has to write of a snapshot; blocks for as long as copying takes.
+
+    Args:
+        snapshot: Its tensors may change when this has returned.
+        rank: This rank.
+        part: 0 .. num_parts - 1, another for each of the replicas that write this checkpoint.
+        num_parts: Number of those.
+
+    Raises:
+        TypeError: the snapshot holds something other than tensors and plain values.
+    """
+    outer, tensors = pack_tree(snapshot.outer, "outer")
+    model, model_tensors = pack_tree(snapshot.model, "model")
+    replica, replica_tensors = pack_tree(snapshot.replica, "replica")
+    sizes = {name: tensors[name].nbytes for name in sorted(tensors)}
+    mine = {name: tensors[name] for name in share_out(sizes, num_parts)[part]}
+    return Share(
+        keys=CheckpointKeys(snapshot.round),
+        inner_step=snapshot.inner_step,
+        part=part,
+        num_parts=num_parts,
+        rank=rank,
+        outer=outer,
+        model=model,
+        replica=replica,
+        outer_tensors=_copies(mine),
+        model_tensors=_copies(model_tensors if part == 0 else {}),
+        replica_tensors=_copies(replica_tensors),
+    )
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+async def save_share(store: Store, share: Share, workers: anyio.CapacityLimiter) -> bool:
     """Write this replica's share of a checkpoint; return True if all shares are there now, so that it is one.
 
     Repeating it, also after a cancellation at any point, writes the same objects again and harms nothing.
 
     Args:
         store: The run's own prefix.
-        snapshot: What to save.
-        rank: This rank.
-        part: 0 .. num_parts - 1, another for each of the replicas that write this checkpoint.
-        num_parts: Number of those.
+        share: From `take_share`.
         workers: Bounds the threads that serialise.
 
     Raises:
-        TypeError: the snapshot holds something other than tensors and plain values.
         StoreError: it could not be written.
     """
-    saving = _Saving(store, CheckpointKeys(snapshot.round), workers)
-    outer, tensors = pack_tree(snapshot.outer, "outer")
-    model, fixed = pack_tree(snapshot.model, "model")
-    own, own_tensors = pack_tree(snapshot.replica, "replica")
-    files = await saving.put_share(tensors, part, num_parts)
-    if part == 0:
-        files += await saving.put_fixed(fixed)
-    entry = None if own is None else await saving.put(saving.keys.replica(rank), own_tensors, own)
-    await store.put(saving.keys.part(part), Part(files, rank, entry).to_json())
-    parts = await saving.read_parts(num_parts)
+    saving, keys = _Saving(store, workers), share.keys
+    files = await saving.put_all(share.outer_tensors, lambda number: keys.outer(share.part, number))
+    files += await saving.put_all(share.model_tensors, None)
+    own = None
+    if share.replica is not None:
+        own = await saving.put(keys.replica(share.rank), share.replica_tensors, share.replica)
+    await store.put(keys.part(share.part), Part(files, share.rank, own).to_json())
+    parts = await saving.read_parts(keys, share.num_parts)
     if parts is None:
         return False
-    replicas = {p.rank: p.replica for p in parts if p.replica is not None}
-    entries = tuple(entry for p in parts for entry in p.files)
-    manifest = Manifest(snapshot.round, snapshot.inner_step, outer, model, entries, replicas)
-    await store.put_if_absent(saving.keys.manifest, manifest.to_json())
+    replicas = {part.rank: part.replica for part in parts if part.replica is not None}
+    entries = tuple(entry for part in parts for entry in part.files)
+    manifest = Manifest(keys.round, share.inner_step, share.outer, share.model, entries, replicas)
+    await store.put_if_absent(keys.manifest, manifest.to_json())
     return True
 
 
 @dataclasses.dataclass(frozen=True)
 class _Saving:
     store: Store
-    keys: CheckpointKeys
     workers: anyio.CapacityLimiter
 
-    async def put_share(self, tensors: Mapping[str, Tensor], part: int, num_parts: int) -> tuple[FileEntry, ...]:
+    async def put_all(
+        self, tensors: Mapping[str, Tensor], key_of: Callable[[int], str] | None
+    ) -> tuple[FileEntry, ...]:
+        """Write tensors as files of bounded size, under numbered keys, or None for keys made of their contents."""
         sizes = {name: tensors[name].nbytes for name in sorted(tensors)}
-        runs = files_of(share_out(sizes, num_parts)[part], sizes, _MOST_FILE_BYTES)
+        runs = files_of(list(sizes), sizes, _MOST_FILE_BYTES)
 
         async def put(number: int) -> FileEntry:
-            return await self.put(self.keys.outer(part, number), {name: tensors[name] for name in runs[number]})
+            key = None if key_of is None else key_of(number)
+            return await self.put(key, {name: tensors[name] for name in runs[number]})
 
         return tuple(await map_concurrently(put, range(len(runs)), limit=_FILES_AT_ONCE))
 
-    async def put_fixed(self, tensors: Mapping[str, Tensor]) -> tuple[FileEntry, ...]:
-        """Write what never changes once for the whole run: its key is its digest."""
-        sizes = {name: tensors[name].nbytes for name in sorted(tensors)}
+    async def put(self, key: str | None, tensors: Mapping[str, Tensor], tree: JSON = None) -> FileEntry:
+        def serialise() -> tuple[bytes, str]:
+            data = write_file(tensors, tree)
+            return data, digest(data).hex()
 
-        async def put(names: list[str]) -> FileEntry:
-            data, hexdigest = await self._serialise({name: tensors[name] for name in names}, None)
-            entry = FileEntry(fixed_key(hexdigest), len(data), hexdigest)
-            await self.store.put_if_absent(entry.key, data)
-            return entry
-
-        runs = files_of(list(sizes), sizes, _MOST_FILE_BYTES)
-        return tuple(await map_concurrently(put, runs, limit=_FILES_AT_ONCE))
-
-    async def put(self, key: str, tensors: Mapping[str, Tensor], tree: JSON = None) -> FileEntry:
-        data, hexdigest = await self._serialise(tensors, tree)
-        await self.store.put(key, data)
+        data, hexdigest = await run_in_worker(lambda _: serialise(), self.workers)
+        if key is None:
+            key = fixed_key(hexdigest)
+            await self.store.put_if_absent(key, data)
+        else:
+            await self.store.put(key, data)
         return FileEntry(key, len(data), hexdigest)
 
-    async def read_parts(self, num_parts: int) -> list[Part] | None:
+    async def read_parts(self, keys: CheckpointKeys, num_parts: int) -> list[Part] | None:
         """Return what all writers wrote, or None while one is missing."""
 
         async def read(part: int) -> Part:
-            key = self.keys.part(part)
-            return Part.from_json(await self.store.get(key), f"{self.store.uri}/{key}")
+            return Part.from_json(await self.store.get(keys.part(part)), f"{self.store.uri}/{keys.part(part)}")
 
         try:
             return await map_concurrently(read, range(num_parts))
         except KeyNotFoundError:
             return None
-
-    async def _serialise(self, tensors: Mapping[str, Tensor], tree: JSON) -> tuple[bytes, str]:
-        def serialise() -> tuple[bytes, str]:
-            data = write_file(tensors, tree)
-            return data, digest(data).hex()
-
-        return await run_in_worker(lambda _: serialise(), self.workers)

@@ -9,7 +9,7 @@ import anyio
 import pytest
 import torch
 
-from aiodiloco.checkpoint import Snapshot, find_manifest, list_rounds, load, load_checkpoint, save_part
+from aiodiloco.checkpoint import Snapshot, find_manifest, list_rounds, load, load_checkpoint, save_share, take_share
 from aiodiloco.checkpoint.layout import CheckpointKeys
 from aiodiloco.errors import CheckpointError
 from aiodiloco.store import MemoryStore
@@ -28,15 +28,13 @@ def snapshot(number: int, rank: int) -> Snapshot:
         "tied": {"head": "a"},
         "fixed": {"frozen": torch.arange(5)},
     }
-    return Snapshot(number, 20 * number, outer, model, {"rng": torch.full((4,), rank), "position": 100 + rank})
+    return Snapshot(number, 20 * number, outer, model, {"rng": torch.full((4,), rank + 1), "position": 100 + rank})
 
 
 async def save(store: MemoryStore, number: int, ranks: Any = range(WORLD)) -> list[bool]:
     workers = anyio.CapacityLimiter(2)
-    return [
-        await save_part(store, snapshot(number, rank), rank=rank, part=rank, num_parts=WORLD, workers=workers)
-        for rank in ranks
-    ]
+    shares = [take_share(snapshot(number, rank), rank=rank, part=rank, num_parts=WORLD) for rank in ranks]
+    return [await save_share(store, share, workers) for share in shares]
 
 
 async def test_the_last_writer_makes_it_a_checkpoint() -> None:
@@ -56,7 +54,20 @@ async def test_the_last_writer_makes_it_a_checkpoint() -> None:
         for index, state in saved["optimizer"]["state"].items():
             assert torch.equal(loaded.outer["optimizer"]["state"][index]["momentum_buffer"], state["momentum_buffer"])
         assert loaded.replica["position"] == 100 + rank
-        assert loaded.replica["rng"].tolist() == [rank] * 4
+        assert loaded.replica["rng"].tolist() == [rank + 1] * 4
+
+
+async def test_training_may_go_on_while_a_share_is_written() -> None:
+    """What is written is what was there when the share was taken."""
+    store, workers = MemoryStore(), anyio.CapacityLimiter(2)
+    taken: Any = snapshot(1, 0)
+    share = take_share(taken, rank=0, part=0, num_parts=1)
+    for tensor in [*taken.outer["parameters"].values(), taken.replica["rng"]]:
+        tensor.zero_()
+    assert await save_share(store, share, workers)
+    loaded = await load(store, await find_manifest(store), rank=0)
+    assert torch.equal(loaded.outer["parameters"]["c"], snapshot(1, 0).outer["parameters"]["c"])  # type: ignore[index]
+    assert loaded.replica["rng"].tolist() == [1] * 4
 
 
 async def test_many_writers_at_once_make_one() -> None:
