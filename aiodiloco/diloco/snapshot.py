@@ -1,0 +1,97 @@
+"""A replica's training as a checkpoint holds it, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from aiodiloco.checkpoint import Loaded, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from aiodiloco.diloco.outer import OuterState
+
+__all__ = ["Stateful", "restore_snapshot", "take_snapshot"]
+
+
+class Stateful(Protocol):
+    """Something of the training loop's own that a checkpoint should keep: a data loader, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its state: tensors, numbers, strings, and dicts and lists of them."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
+        """Continue from what `state_dict` returned."""
+        ...
+
+
+def take_snapshot(
+    model: nn.Module,
+    inner_optimizer: torch.optim.Optimizer,
+    outer: OuterState,
+    state: Mapping[str, Stateful],
+    *,
+    round: int,  # noqa: A002 - the field's word
+    inner_step: int,
+) -> Snapshot:
+    """Return references to everything that training continues from; right after a round, when all outer states agree.
+
+    The random state is that of torch, on the CPU and on every CUDA device in use.
+    """
+    first = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    names = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if id(p) in first}
+    others = {name: value for name, value in model.state_dict().items() if name not in names}
+    return Snapshot(
+        round=round,
+        inner_step=inner_step,
+        outer=outer.state_dict(),
+        model={
+            "dtypes": {name: str(p.dtype).removeprefix("torch.") for name, p in model.named_parameters()},
+            "tied": {name: other for name, other in names.items() if name != other},
+            "fixed": others,
+        },
+        replica={
+            "inner_optimizer": inner_optimizer.state_dict(),
+            "buffers": dict(model.named_buffers()),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "state": {name: part.state_dict() for name, part in state.items()},
+        },
+    )
+
+
+def restore_snapshot(
+    loaded: Loaded,
+    model: nn.Module,
+    inner_optimizer: torch.optim.Optimizer,
+    outer: OuterState,
+    state: Mapping[str, Stateful],
+) -> None:
+    """Continue from a checkpoint; where it has nothing of this replica's own, that stays as it is.
+
+    Raises:
+        ValueError: it is of another model; nothing was changed.
+    """
+    outer.check_state(loaded.outer)
+    outer.load_state_dict(loaded.outer)
+    outer.write_to_model()
+    model.load_state_dict(loaded.model["fixed"], strict=False)
+    own = loaded.replica
+    if own is None:
+        return
+    inner_optimizer.load_state_dict(own["inner_optimizer"])
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name in own["buffers"]:
+                buffer.copy_(own["buffers"][name])
+    torch.set_rng_state(own["rng"])
+    if torch.cuda.is_available() and len(own["cuda_rng"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(own["cuda_rng"])
+    for name, part in state.items():
+        if name in own["state"]:
+            part.load_state_dict(own["state"][name])
