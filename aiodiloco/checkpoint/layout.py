@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aiodiloco.records import JSON
     from aiodiloco.store import Buffer
 
-__all__ = ["CHECKPOINTS", "CheckpointKeys", "FileEntry", "Manifest", "Part", "files_of", "fixed_key", "share_out"]
+__all__ = ["CheckpointKeys", "FileEntry", "Manifest", "Part", "checkpoints_of", "files_of", "frozen_key", "share_out"]
 
 T = TypeVar("T")
 
@@ -29,16 +29,22 @@ CHECKPOINTS = "checkpoints/"
 _MANIFEST = "manifest.json"
 
 
+def checkpoints_of(model_number: int) -> str:
+    """Return the prefix of all checkpoints of one model of the run."""
+    return f"{CHECKPOINTS}{model_number:04d}/"
+
+
 @dataclasses.dataclass(frozen=True)
 class CheckpointKeys:
-    """The keys of the checkpoint taken after `round` rounds."""
+    """The keys of the checkpoint of one model of a run taken after `round` rounds."""
 
+    model_number: int
     round: int
 
     @property
     def prefix(self) -> str:
         """Prefix of all its own objects; sorts by round."""
-        return f"{CHECKPOINTS}{self.round:08d}/"
+        return f"{checkpoints_of(self.model_number)}{self.round:08d}/"
 
     @property
     def manifest(self) -> str:
@@ -53,6 +59,10 @@ class CheckpointKeys:
         """One file of writer `part`."""
         return f"{self.prefix}outer-{part:05d}-{number:04d}.safetensors"
 
+    def model(self, number: int) -> str:
+        """One file of what the model has besides parameters."""
+        return f"{self.prefix}model-{number:04d}.safetensors"
+
     def replica(self, rank: int) -> str:
         """What only `rank` needs."""
         return f"{self.prefix}replica-{rank:05d}.safetensors"
@@ -61,8 +71,8 @@ class CheckpointKeys:
     def of_manifest(cls, key: str) -> Self | None:
         """Return the checkpoint whose manifest `key` is, None for other keys."""
         match key.removeprefix(CHECKPOINTS).split("/"):
-            case [number, name] if name == _MANIFEST and number.isdecimal():
-                return cls(int(number))
+            case [model, number, name] if name == _MANIFEST and number.isdecimal() and model.isdecimal():
+                return cls(int(model), int(number))
         return None
 
 
@@ -108,6 +118,7 @@ class Manifest:
         inner_step: Inner steps they consist of.
         outer: The outer state as a tree that names tensors; see `pack_tree`.
         model: What it takes to make the model's state dict of it, a tree as well.
+        frozen: Another, of weights that are not trained.
         files: The objects those tensors lie in.
         replicas: Rank -> its own state.
     """
@@ -116,6 +127,7 @@ class Manifest:
     inner_step: int
     outer: JSON
     model: JSON
+    frozen: JSON
     files: tuple[FileEntry, ...]
     replicas: Mapping[int, FileEntry]
 
@@ -134,12 +146,12 @@ class Manifest:
             raise ValueError(f"version {fields['version']} is of a newer release")
         replicas = {int(rank): FileEntry(**entry) for rank, entry in fields["replicas"].items()}
         numbers = int(fields["round"]), int(fields["inner_step"])
-        return cls(*numbers, fields["outer"], fields["model"], _entries(fields["files"]), replicas)
+        return cls(*numbers, fields["outer"], fields["model"], fields["frozen"], _entries(fields["files"]), replicas)
 
 
-def fixed_key(hexdigest: str) -> str:
+def frozen_key(hexdigest: str) -> str:
     """Return the key of a file with these contents."""
-    return f"{CHECKPOINTS}fixed/{hexdigest}.safetensors"
+    return f"{CHECKPOINTS}frozen/{hexdigest}.safetensors"
 
 
 def share_out(sizes: Mapping[str, int], num_parts: int) -> list[list[str]]:

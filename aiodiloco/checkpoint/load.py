@@ -9,7 +9,7 @@ import anyio
 import torch
 
 from aiodiloco.checkpoint.file import read_file
-from aiodiloco.checkpoint.layout import CHECKPOINTS, CheckpointKeys, FileEntry, Manifest
+from aiodiloco.checkpoint.layout import CheckpointKeys, FileEntry, Manifest, checkpoints_of
 from aiodiloco.checkpoint.tree import unpack_tree
 from aiodiloco.codec import digest
 from aiodiloco.errors import CheckpointError, ChunkError, KeyNotFoundError
@@ -36,6 +36,7 @@ class Loaded:
     inner_step: int
     outer: Any
     model: Any
+    frozen: Any
     replica: Any
 
 
@@ -51,36 +52,38 @@ async def load_checkpoint(
     Args:
         run: The run's own prefix, `<store>/runs/<run_id>`, as a URI or an open store.
         round: Which one, by the rounds it had taken; None is the latest.
+        model_number: Which of the run's models, in the order in which `replica.diloco` made them.
 
     Raises:
         CheckpointError: there is none, or one of its objects is missing or damaged.
         StoreError: the store cannot be read.
     """
     if isinstance(run, Store):
-        return _state_dict(await load(run, await find_manifest(run, round), rank=None))
+        return _state_dict(await load(run, await find_manifest(run, round, model_number), rank=None))
     async with open_store(run) as store:
-        return _state_dict(await load(store, await find_manifest(store, round), rank=None))
+        return _state_dict(await load(store, await find_manifest(store, round, model_number), rank=None))
 
 
-async def list_rounds(store: Store) -> list[int]:
-    """Return the rounds of all complete checkpoints, in order."""
-    found = [keys.round async for key in store.list(CHECKPOINTS) if (keys := CheckpointKeys.of_manifest(key))]
+async def list_rounds(store: Store, model_number: int = 0) -> list[int]:
+    """Return the rounds of all complete checkpoints of a model, in order."""
+    prefix = checkpoints_of(model_number)
+    found = [keys.round async for key in store.list(prefix) if (keys := CheckpointKeys.of_manifest(key))]
     return sorted(found)
 
 
-async def find_manifest(store: Store, number: int | None = None) -> Manifest:
+async def find_manifest(store: Store, number: int | None = None, model_number: int = 0) -> Manifest:
     """Return the manifest of the checkpoint after `number` rounds, or of the latest.
 
     Raises:
         CheckpointError: there is none; says which there are.
     """
-    rounds = await list_rounds(store)
+    rounds = await list_rounds(store, model_number)
     wanted = rounds[-1] if number is None and rounds else number
     if wanted is None or wanted not in rounds:
         which = "complete checkpoint" if number is None else f"complete checkpoint of round {number}"
         have = f"there are {rounds}" if rounds else "was the run started with checkpoints, and is this its own prefix?"
         raise CheckpointError(f"no {which} under {store.uri}: {have}")
-    key = CheckpointKeys(wanted).manifest
+    key = CheckpointKeys(model_number, wanted).manifest
     return Manifest.from_json(await store.get(key), f"{store.uri}/{key}")
 
 
@@ -102,10 +105,10 @@ async def load(store: Store, manifest: Manifest, *, rank: int | None) -> Loaded:
         own, tree = await read(entry)
         replica = unpack_tree(tree, own)
     try:
-        outer, model = unpack_tree(manifest.outer, tensors), unpack_tree(manifest.model, tensors)
+        outer, model, frozen = (unpack_tree(t, tensors) for t in (manifest.outer, manifest.model, manifest.frozen))
     except ValueError as exc:
         raise CheckpointError(f"the checkpoint of round {manifest.round} under {store.uri}: {exc}") from exc
-    return Loaded(manifest.round, manifest.inner_step, outer, model, replica)
+    return Loaded(manifest.round, manifest.inner_step, outer, model, frozen, replica)
 
 
 async def _read(store: Store, entry: FileEntry, workers: anyio.CapacityLimiter) -> tuple[dict[str, Tensor], Any]:
@@ -133,4 +136,4 @@ def _state_dict(loaded: Loaded) -> dict[str, Tensor]:
         for name, tensor in parameters.items()
     }
     state |= {name: state[other] for name, other in model.get("tied", {}).items()}
-    return {**state, **model.get("fixed", {})}
+    return {**state, **model.get("buffers", {}), **(loaded.frozen or {})}

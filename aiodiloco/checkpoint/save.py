@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from aiodiloco.checkpoint.file import write_file
-from aiodiloco.checkpoint.layout import CheckpointKeys, FileEntry, Manifest, Part, files_of, fixed_key, share_out
+from aiodiloco.checkpoint.layout import CheckpointKeys, FileEntry, Manifest, Part, files_of, frozen_key, share_out
 from aiodiloco.checkpoint.tree import pack_tree
 from aiodiloco.codec import digest
 from aiodiloco.errors import KeyNotFoundError
@@ -33,17 +33,21 @@ class Snapshot:
     """What one replica knows right after a round.
 
     Attributes:
+        model_number: Which of the run's models, from 0.
         round: Rounds taken.
         inner_step: Inner steps they consist of.
         outer: State of the outer side: the same on all replicas, to the bit.
         model: What else the model's state dict needs; the first writer's is kept.
+        frozen: What of that never changes: written once for all checkpoints of the run.
         replica: What is this replica's own; None if nothing is worth keeping.
     """
 
+    model_number: int
     round: int
     inner_step: int
     outer: object
     model: object = None
+    frozen: object = None
     replica: object = None
 
 
@@ -58,10 +62,17 @@ class Share:
     rank: int
     outer: JSON
     model: JSON
+    frozen: JSON
     replica: JSON
     outer_tensors: Mapping[str, Tensor]
     model_tensors: Mapping[str, Tensor]
+    frozen_tensors: Mapping[str, Tensor]
     replica_tensors: Mapping[str, Tensor]
+
+    @property
+    def round(self) -> int:
+        """Rounds the snapshot has taken."""
+        return self.keys.round
 
 
 def take_share(snapshot: Snapshot, *, rank: int, part: int, num_parts: int) -> Share:
@@ -78,20 +89,23 @@ def take_share(snapshot: Snapshot, *, rank: int, part: int, num_parts: int) -> S
     """
     outer, tensors = pack_tree(snapshot.outer, "outer")
     model, model_tensors = pack_tree(snapshot.model, "model")
+    frozen, frozen_tensors = pack_tree(snapshot.frozen, "frozen")
     replica, replica_tensors = pack_tree(snapshot.replica, "replica")
     sizes = {name: tensors[name].nbytes for name in sorted(tensors)}
     mine = {name: tensors[name] for name in share_out(sizes, num_parts)[part]}
     return Share(
-        keys=CheckpointKeys(snapshot.round),
+        keys=CheckpointKeys(snapshot.model_number, snapshot.round),
         inner_step=snapshot.inner_step,
         part=part,
         num_parts=num_parts,
         rank=rank,
         outer=outer,
         model=model,
+        frozen=frozen,
         replica=replica,
         outer_tensors=_copies(mine),
         model_tensors=_copies(model_tensors if part == 0 else {}),
+        frozen_tensors=frozen_tensors if part == 0 else {},
         replica_tensors=_copies(replica_tensors),
     )
 
@@ -114,18 +128,19 @@ async def save_share(store: Store, share: Share, workers: anyio.CapacityLimiter)
         StoreError: it could not be written.
     """
     saving, keys = _Saving(store, workers), share.keys
-    files = await saving.put_all(share.outer_tensors, lambda number: keys.outer(share.part, number))
-    files += await saving.put_all(share.model_tensors, None)
+    files = await saving.put_all(share.outer_tensors, lambda number, _: keys.outer(share.part, number))
+    files += await saving.put_all(share.model_tensors, lambda number, _: keys.model(number))
+    files += await saving.put_all(share.frozen_tensors, lambda _, hexdigest: frozen_key(hexdigest))
     own = None
     if share.replica is not None:
-        own = await saving.put(keys.replica(share.rank), share.replica_tensors, share.replica)
+        own = await saving.put(lambda _: keys.replica(share.rank), share.replica_tensors, share.replica)
     await store.put(keys.part(share.part), Part(files, share.rank, own).to_json())
     parts = await saving.read_parts(keys, share.num_parts)
     if parts is None:
         return False
     replicas = {part.rank: part.replica for part in parts if part.replica is not None}
     entries = tuple(entry for part in parts for entry in part.files)
-    manifest = Manifest(keys.round, share.inner_step, share.outer, share.model, entries, replicas)
+    manifest = Manifest(keys.round, share.inner_step, share.outer, share.model, share.frozen, entries, replicas)
     await store.put_if_absent(keys.manifest, manifest.to_json())
     return True
 
@@ -135,27 +150,27 @@ class _Saving:
     store: Store
     workers: anyio.CapacityLimiter
 
-    async def put_all(
-        self, tensors: Mapping[str, Tensor], key_of: Callable[[int], str] | None
-    ) -> tuple[FileEntry, ...]:
-        """Write tensors as files of bounded size, under numbered keys, or None for keys made of their contents."""
+    async def put_all(self, tensors: Mapping[str, Tensor], key_of: Callable[[int, str], str]) -> tuple[FileEntry, ...]:
+        """Write tensors as files of bounded size, under keys made of their number and digest."""
         sizes = {name: tensors[name].nbytes for name in sorted(tensors)}
         runs = files_of(list(sizes), sizes, _MOST_FILE_BYTES)
 
         async def put(number: int) -> FileEntry:
-            key = None if key_of is None else key_of(number)
-            return await self.put(key, {name: tensors[name] for name in runs[number]})
+            chosen = {name: tensors[name] for name in runs[number]}
+            return await self.put(lambda hexdigest: key_of(number, hexdigest), chosen)
 
         return tuple(await map_concurrently(put, range(len(runs)), limit=_FILES_AT_ONCE))
 
-    async def put(self, key: str | None, tensors: Mapping[str, Tensor], tree: JSON = None) -> FileEntry:
+    async def put(self, key_of: Callable[[str], str], tensors: Mapping[str, Tensor], tree: JSON = None) -> FileEntry:
+        """Write one file. Under a key made of its digest it need not be written twice."""
+
         def serialise() -> tuple[bytes, str]:
             data = write_file(tensors, tree)
             return data, digest(data).hex()
 
         data, hexdigest = await run_in_worker(lambda _: serialise(), self.workers)
-        if key is None:
-            key = fixed_key(hexdigest)
+        key = key_of(hexdigest)
+        if hexdigest in key:
             await self.store.put_if_absent(key, data)
         else:
             await self.store.put(key, data)

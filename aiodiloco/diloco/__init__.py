@@ -1,7 +1,8 @@
 """DiLoCo: the algorithm, with an async and a sync face."""
 
-from aiodiloco.diloco.diloco import AllReduce, DiLoCo
+from aiodiloco.diloco.diloco import AllReduce, Checkpoints, DiLoCo
 from aiodiloco.diloco.outer import NesterovSGD, OuterOptimizerFactory
+from aiodiloco.diloco.snapshot import Stateful
 from aiodiloco.diloco.sync import SyncDiLoCo
 
-__all__ = ["AllReduce", "DiLoCo", "NesterovSGD", "OuterOptimizerFactory", "SyncDiLoCo"]
+__all__ = ["AllReduce", "Checkpoints", "DiLoCo", "NesterovSGD", "OuterOptimizerFactory", "Stateful", "SyncDiLoCo"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,16 +11,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio.to_thread
 import torch
 
+from aiodiloco.checkpoint import take_share
 from aiodiloco.diloco.outer import NesterovSGD, OuterOptimizerFactory, OuterState, check_same_tensors
+from aiodiloco.diloco.snapshot import Stateful, restore_snapshot, take_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from torch import Tensor, nn
 
+    from aiodiloco.checkpoint import Loaded, Share
     from aiodiloco.collective import AllReduceReport
 
-__all__ = ["AllReduce", "DiLoCo", "Emit"]
+__all__ = ["AllReduce", "Checkpoints", "DiLoCo", "Emit"]
 
 
 class AllReduce(Protocol):
@@ -47,6 +51,29 @@ class Emit(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """When a `DiLoCo` takes checkpoints, and of what.
+
+    Attributes:
+        every: Rounds between two checkpoints, >= 1.
+        rank: This rank.
+        model_number: Which of the run's models, from 0.
+        save: Writes this replica's share; returns as soon as it has taken it over.
+        state: What the training loop wants kept with it, by name.
+    """
+
+    every: int
+    rank: int
+    model_number: int
+    save: Callable[[Share], Awaitable[None]]
+    state: Mapping[str, Stateful] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"checkpoint_every must be an int >= 1 (rounds between checkpoints), not {self.every!r}")
+
+
 class DiLoCo:
     """Trains a model as one replica of a DiLoCo run.
 
@@ -67,6 +94,7 @@ class DiLoCo:
             float64 whatever it is.
         fragment: Number of this model on the transport: several models, or other all-reduces, each need their own.
         emit: Receives a `step` event for every inner step and a `round` event for every outer one.
+        checkpoints: Takes a checkpoint every few rounds; None takes none.
 
     Raises:
         ValueError: `sync_every` < 1, no trainable parameters, or an optimizer of another model.
@@ -89,6 +117,7 @@ class DiLoCo:
         wire: str | None = None,
         fragment: int = 0,
         emit: Emit | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         if isinstance(sync_every, bool) or not isinstance(sync_every, int) or sync_every < 1:
             raise ValueError(f"sync_every must be an int >= 1 (inner steps per round), not {sync_every!r}")
@@ -107,6 +136,8 @@ class DiLoCo:
         self._wire = wire
         self._fragment = fragment
         self._emit = emit or _ignore
+        self._checkpoints = checkpoints
+        self._share: Share | None = None  # of a checkpoint, not yet handed over
         self._total: int | None = None
         self._synced_at = 0
         # A cancelled task leaves its worker thread running: the next round must not begin before that is through.
@@ -184,6 +215,9 @@ class DiLoCo:
             )
             self._averaged = gradient, report
         await anyio.to_thread.run_sync(self._take_outer_step, began)
+        if self._checkpoints is not None and self._share is not None:
+            await self._checkpoints.save(self._share)
+            self._share = None
 
     @contextlib.contextmanager
     def outer_weights(self) -> Iterator[nn.Module]:
@@ -234,6 +268,17 @@ class DiLoCo:
         self.inner_step, self.round = state["inner_step"], state["round"]
         self._synced_at = state["synced_at"]
 
+    def restore(self, loaded: Loaded) -> None:
+        """Continue from a checkpoint of this run or of another one of the same model.
+
+        Raises:
+            ValueError: it is of another model; nothing was changed.
+        """
+        state = {} if self._checkpoints is None else self._checkpoints.state
+        restore_snapshot(loaded, self._model, self._inner_optimizer, self._outer, state)
+        self.inner_step = self._synced_at = loaded.inner_step
+        self.round = loaded.round
+
     def _begin_round(self) -> tuple[dict[str, Tensor], bytes] | None:
         """Return the pseudo-gradient and the digest it is based on; None if there was no inner step since the last."""
         with self._applying:
@@ -253,10 +298,32 @@ class DiLoCo:
             self._synced_at = self.inner_step
             self._averaged = None
             self._is_due = False
+            self._take_share(report)
             self.last_round = report
             self.bytes_sent += report.bytes_sent
             self.bytes_received += report.bytes_received
             self._report_round(report, time.perf_counter() - began)
+
+    def _take_share(self, report: AllReduceReport) -> None:
+        """Copy what this replica writes of a checkpoint, if it is time for one and it was in the round."""
+        if (plan := self._checkpoints) is None or self.round % plan.every:
+            return
+        ranks = [member.rank for member in report.members]
+        if plan.rank in ranks:
+            self._share = take_share(
+                take_snapshot(
+                    self._model,
+                    self._inner_optimizer,
+                    self._outer,
+                    plan.state,
+                    model_number=plan.model_number,
+                    round=self.round,
+                    inner_step=self.inner_step,
+                ),
+                rank=plan.rank,
+                part=ranks.index(plan.rank),
+                num_parts=len(ranks),
+            )
 
     def _settings(self) -> dict[str, str]:
         """What makes replicas diverge, or wait for each other in vain, when it is not the same on all."""
@@ -264,6 +331,7 @@ class DiLoCo:
             "sync_every": str(self.sync_every),
             "the inner step of the round": str(self.inner_step),
             "the outer optimizer": self._outer.settings(),
+            "checkpoint_every": str(None if self._checkpoints is None else self._checkpoints.every),
         }
 
     def _refuse_while_evaluating(self, what: str) -> None:

@@ -36,6 +36,7 @@ def take_snapshot(
     outer: OuterState,
     state: Mapping[str, Stateful],
     *,
+    model_number: int,
     round: int,  # noqa: A002 - the field's word
     inner_step: int,
 ) -> Snapshot:
@@ -45,21 +46,24 @@ def take_snapshot(
     """
     first = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     names = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if id(p) in first}
-    others = {name: value for name, value in model.state_dict().items() if name not in names}
+    frozen = {name: p for name, p in model.named_parameters(remove_duplicate=False) if name not in names}
+    others = {name: v for name, v in model.state_dict().items() if name not in names and name not in frozen}
     return Snapshot(
+        model_number=model_number,
         round=round,
         inner_step=inner_step,
         outer=outer.state_dict(),
         model={
             "dtypes": {name: str(p.dtype).removeprefix("torch.") for name, p in model.named_parameters()},
             "tied": {name: other for name, other in names.items() if name != other},
-            "fixed": others,
+            "buffers": others,
         },
+        frozen=frozen,
         replica={
             "inner_optimizer": inner_optimizer.state_dict(),
             "buffers": dict(model.named_buffers()),
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "state": {name: part.state_dict() for name, part in state.items()},
         },
     )
@@ -80,7 +84,7 @@ def restore_snapshot(
     outer.check_state(loaded.outer)
     outer.load_state_dict(loaded.outer)
     outer.write_to_model()
-    model.load_state_dict(loaded.model["fixed"], strict=False)
+    model.load_state_dict({**loaded.frozen, **loaded.model["buffers"]}, strict=False)
     own = loaded.replica
     if own is None:
         return

@@ -8,8 +8,9 @@ import os
 from typing import TYPE_CHECKING
 
 from aiodiloco.collective import ObjectStoreAllReduce
-from aiodiloco.diloco import DiLoCo
+from aiodiloco.diloco import Checkpoints, DiLoCo
 from aiodiloco.events import EventWriter
+from aiodiloco.replica.checkpoints import CheckpointWriter
 from aiodiloco.replica.logs import capture_logs
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from aiodiloco.collective import AllReduceReport
-    from aiodiloco.diloco import OuterOptimizerFactory
+    from aiodiloco.diloco import OuterOptimizerFactory, Stateful
     from aiodiloco.store import Store
 
 __all__ = ["Replica", "join"]
@@ -33,9 +34,10 @@ class Replica:
         events: The run's event log.
     """
 
-    def __init__(self, transport: ObjectStoreAllReduce, events: EventWriter) -> None:
+    def __init__(self, transport: ObjectStoreAllReduce, events: EventWriter, checkpoints: CheckpointWriter) -> None:
         self.transport = transport
         self.events = events
+        self._checkpoints = checkpoints
         self._fragments = itertools.count(1)
 
     @property
@@ -77,6 +79,8 @@ class Replica:
         delay: int = 0,
         mix: float = 0.0,
         wire: str | None = None,
+        checkpoint_every: int | None = None,
+        state: Mapping[str, Stateful] | None = None,
     ) -> DiLoCo:
         """Return a `DiLoCo` that trains `model` as this rank; its steps and rounds go to the run's event log.
 
@@ -91,11 +95,14 @@ class Replica:
             delay: Inner steps between sending and applying a fragment. This release knows 0.
             mix: Share of the local parameters kept on arrival. This release knows 0.0.
             wire: Format of the pseudo-gradients; None takes the one given to `join`.
+            checkpoint_every: Rounds between two checkpoints of the whole run in its store; None takes none.
+            state: What a checkpoint should keep of the training loop's own, by name: a data loader, a schedule.
 
         Raises:
             ValueError: an argument out of range; see `DiLoCo`.
         """
         _check_streaming(fragments, delay, mix)
+        fragment = next(self._fragments)
         return DiLoCo(
             model,
             inner_optimizer,
@@ -103,9 +110,17 @@ class Replica:
             sync_every=sync_every,
             outer=outer,
             wire=wire,
-            fragment=next(self._fragments),
+            fragment=fragment,
             emit=self.events.emit,
+            checkpoints=self._plan_checkpoints(checkpoint_every, fragment - 1, state or {}),
         )
+
+    def _plan_checkpoints(
+        self, every: int | None, model_number: int, state: Mapping[str, Stateful]
+    ) -> Checkpoints | None:
+        if every is None:
+            return None
+        return Checkpoints(every, self.rank, model_number, self._checkpoints.save, state)
 
 
 @contextlib.asynccontextmanager
@@ -138,7 +153,8 @@ async def join(
         with capture_logs(events) if log_capture else contextlib.nullcontext():
             events.emit("joined", rank=rank, world_size=world_size, pid=os.getpid())
             try:
-                yield Replica(transport, events)
+                async with CheckpointWriter(transport.store, events) as checkpoints:
+                    yield Replica(transport, events, checkpoints)
             except BaseException as exc:
                 events.emit("left", rank=rank, error=f"{type(exc).__name__}: {exc}")
                 raise

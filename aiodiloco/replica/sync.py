@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from aiodiloco.collective import AllReduceReport
-    from aiodiloco.diloco import OuterOptimizerFactory
+    from aiodiloco.diloco import OuterOptimizerFactory, Stateful
 
 __all__ = ["SyncReplica", "join_sync"]
 
@@ -62,6 +62,8 @@ class SyncReplica:
         delay: int = 0,
         mix: float = 0.0,
         wire: str | None = None,
+        checkpoint_every: int | None = None,
+        state: Mapping[str, Stateful] | None = None,
     ) -> SyncDiLoCo:
         """Return a `SyncDiLoCo` that trains `model` as this rank; see `Replica.diloco`."""
         inner = self._replica.diloco(
@@ -73,6 +75,8 @@ class SyncReplica:
             delay=delay,
             mix=mix,
             wire=wire,
+            checkpoint_every=checkpoint_every,
+            state=state,
         )
         return SyncDiLoCo(inner, self._network)
 

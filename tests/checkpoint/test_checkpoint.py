@@ -9,7 +9,16 @@ import anyio
 import pytest
 import torch
 
-from aiodiloco.checkpoint import Snapshot, find_manifest, list_rounds, load, load_checkpoint, save_share, take_share
+from aiodiloco.checkpoint import (
+    Snapshot,
+    find_manifest,
+    list_rounds,
+    load,
+    load_checkpoint,
+    prune,
+    save_share,
+    take_share,
+)
 from aiodiloco.checkpoint.layout import CheckpointKeys
 from aiodiloco.errors import CheckpointError
 from aiodiloco.store import MemoryStore
@@ -26,9 +35,12 @@ def snapshot(number: int, rank: int) -> Snapshot:
     model = {
         "dtypes": {"a": "bfloat16", "b": "float32", "c": "float32"},
         "tied": {"head": "a"},
-        "fixed": {"frozen": torch.arange(5)},
+        "buffers": {"count": torch.tensor(number)},
     }
-    return Snapshot(number, 20 * number, outer, model, {"rng": torch.full((4,), rank + 1), "position": 100 + rank})
+    frozen = {"frozen": torch.arange(5)}
+    return Snapshot(
+        number, 20 * number, outer, model, frozen, {"rng": torch.full((4,), rank + 1), "position": 100 + rank}
+    )
 
 
 async def save(store: MemoryStore, number: int, ranks: Any = range(WORLD)) -> list[bool]:
@@ -93,7 +105,7 @@ async def test_load_checkpoint_gives_a_state_dict_without_a_run() -> None:
     await save(store, 3, [0])
     latest, first = await load_checkpoint(store), await load_checkpoint(store, round=1)
     saved: Any = snapshot(2, 0).outer
-    assert latest.keys() == {"a", "b", "c", "head", "frozen"}
+    assert latest.keys() == {"a", "b", "c", "head", "count", "frozen"}
     assert torch.equal(latest["head"], saved["parameters"]["a"].to(torch.bfloat16))
     assert torch.equal(latest["c"], saved["parameters"]["c"])
     assert not torch.equal(first["c"], latest["c"])
@@ -105,7 +117,7 @@ async def test_what_never_changes_is_written_once() -> None:
     store = MemoryStore()
     for number in range(1, 4):
         await save(store, number)
-    assert len([key async for key in store.list("checkpoints/fixed/")]) == 1
+    assert len([key async for key in store.list("checkpoints/frozen/")]) == 1
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "flipped", "longer"])
@@ -113,7 +125,7 @@ async def test_damage_is_named(damage: str) -> None:
     """By the object, before anything is made of its bytes."""
     store = MemoryStore()
     await save(store, 1)
-    key = CheckpointKeys(1).outer(1, 0)
+    key = CheckpointKeys(0, 1).outer(1, 0)
     data = bytearray(await store.get(key))
     if damage == "missing":
         await store.delete(key)
@@ -138,3 +150,35 @@ async def test_saving_again_after_a_cancellation_anywhere_ends_in_the_same_check
             tg.cancel_scope.cancel()
         await save(store, 1)
         assert {key: bytes(await store.get(key)) async for key in store.list()} == expected
+
+
+async def test_prune_keeps_the_latest_whole_ones_and_what_is_being_written() -> None:
+    """Incomplete ones older than those will never be whole; frozen weights stay, all checkpoints need them."""
+    store = MemoryStore()
+    await save(store, 1)
+    await save(store, 2, [0])
+    for number in (3, 4):
+        await save(store, number)
+    await save(store, 5, [1])
+    await prune(store, keep=2)
+    assert await list_rounds(store) == [3, 4]
+    left = {key.split("/")[2] async for key in store.list("checkpoints/0000/")}
+    assert left == {"00000003", "00000004", "00000005"}
+    await load_checkpoint(store, round=3)
+
+
+async def test_a_pruned_checkpoint_is_never_half_there() -> None:
+    """Its manifest goes first: who lists checkpoints meanwhile finds none that cannot be read."""
+    deleted: list[str] = []
+
+    class Watched(MemoryStore):
+        async def delete(self, key: str) -> None:
+            deleted.append(key)
+            await super().delete(key)
+
+    store = Watched()
+    for number in (1, 2):
+        await save(store, number)
+    await prune(store, keep=1)
+    assert deleted[0] == CheckpointKeys(0, 1).manifest
+    assert len(deleted) > 5
