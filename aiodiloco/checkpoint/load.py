@@ -44,6 +44,7 @@ async def load_checkpoint(
     run: Store | str | os.PathLike[str],
     *,
     round: int | None = None,  # noqa: A002 - the field's word
+    model_number: int = 0,
 ) -> dict[str, Tensor]:
     """Return the model's state dict as of a checkpoint of a run, to evaluate or export; needs no run and no GPU.
 

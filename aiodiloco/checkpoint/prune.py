@@ -15,9 +15,9 @@ __all__ = ["prune"]
 
 
 async def prune(store: Store, *, keep: int, model_number: int = 0) -> None:
-    """Delete all but the latest `keep` complete checkpoints of a model, and incomplete ones older than those. Idempotent.
+    """Delete all but the latest `keep` complete checkpoints of a model, and incomplete ones older than those.
 
-    A checkpoint's manifest goes first, so that none is ever found that cannot be read.
+    Idempotent. A checkpoint's manifest goes first, so that none is ever found that cannot be read.
     """
     kept = (await list_rounds(store, model_number))[-keep:]
     if not kept:

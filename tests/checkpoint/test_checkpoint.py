@@ -39,7 +39,7 @@ def snapshot(number: int, rank: int) -> Snapshot:
     }
     frozen = {"frozen": torch.arange(5)}
     return Snapshot(
-        number, 20 * number, outer, model, frozen, {"rng": torch.full((4,), rank + 1), "position": 100 + rank}
+        0, number, 20 * number, outer, model, frozen, {"rng": torch.full((4,), rank + 1), "position": 100 + rank}
     )
 
 
