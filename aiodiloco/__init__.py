@@ -11,10 +11,12 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from aiodiloco.checkpoint import load_checkpoint
     from aiodiloco.collective import AllReduceReport, Link, ObjectStoreAllReduce
     from aiodiloco.diloco import DiLoCo, NesterovSGD, SyncDiLoCo
     from aiodiloco.errors import (
         AiodilocoError,
+        CheckpointError,
         ChunkError,
         CollectiveError,
         EntrypointError,
@@ -43,6 +45,7 @@ __all__ = [
     "JSON",
     "AiodilocoError",
     "AllReduceReport",
+    "CheckpointError",
     "ChunkError",
     "CollectiveError",
     "Cursor",
@@ -87,6 +90,7 @@ __all__ = [
     "join",
     "join_sync",
     "join_uri",
+    "load_checkpoint",
     "new_run_id",
     "open_store",
     "probe",
@@ -97,6 +101,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
+    "checkpoint": ("load_checkpoint",),
     "collective": ("AllReduceReport", "Link", "ObjectStoreAllReduce"),
     "diloco": ("DiLoCo", "NesterovSGD", "SyncDiLoCo"),
     "events": ("Cursor", "Event", "EventWriter", "follow_events", "read_events"),
@@ -106,7 +111,7 @@ _HOME = {
     "replica": ("Replica", "SyncReplica", "join", "join_sync"),
     "store": ("FileStore", "MemoryStore", "S3Store", "Store", "join_uri", "open_store", "probe"),
 }
-_EXTRA_OF = {"modal": "modal", "torch": "torch", "xxhash": "torch"}
+_EXTRA_OF = {"modal": "modal", "torch": "torch", "safetensors": "torch", "xxhash": "torch"}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
