@@ -76,7 +76,7 @@ class ObjectStoreAllReduce:
         algorithm: `"gather"`, `"scatter"`, or `"auto"` to let the cost model choose. Must be the same on all ranks.
         chunk_bytes: Encoded bytes per chunk, about; None chooses by size and world size. The same on all ranks.
         link: What the cost model assumes of the way to the store. The same on all ranks.
-        concurrency: Store requests in flight, each way.
+        concurrency: Requests for chunks in flight, each way, at most; fewer where more only queue.
         timeout: Seconds one `all_reduce` may take, waiting for the slowest rank included.
 
     Raises:
@@ -262,10 +262,15 @@ class ObjectStoreAllReduce:
                 watching.start_soon(wait_for_decision, self.store, round_.keys, round_.meter)  # a refusal ends all else
                 if round_.position == 0:
                     # One decider is enough and saves requests; put_if_absent makes any number of them safe.
-                    watching.start_soon(decide, self.store, round_.keys, round_.members, round_.meter)
+                    watching.start_soon(self._decide_when_sent, exchange, round_)
                 await exchange.run()
                 _check_decision(await self._decision(round_), round_)
                 watching.cancel_scope.cancel()
+
+    async def _decide_when_sent(self, exchange: Exchange, round_: Round) -> None:
+        """Decide, looking for the others' contributions from when they are likely whole: when one's own is."""
+        await exchange.sent.wait()
+        await decide(self.store, round_.keys, round_.members, round_.meter)
 
     async def _decision(self, round_: Round) -> Decision:
         """Return the decision; if the decider is slow or gone, make it. Starts with short waits: it is due now."""

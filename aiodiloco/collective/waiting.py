@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
@@ -10,9 +10,8 @@ from aiodiloco.errors import KeyNotFoundError
 
 if TYPE_CHECKING:
     from aiodiloco.collective.meter import Meter
-    from aiodiloco.store import Store
 
-__all__ = ["Backoff", "get_when_there"]
+__all__ = ["Backoff", "Readable", "get_when_there"]
 
 _FIRST_S, _LONGEST_S, _GROWTH = 0.010, 0.500, 1.5
 
@@ -29,7 +28,15 @@ class Backoff:
         self._next_s = min(_LONGEST_S, self._next_s * _GROWTH)
 
 
-async def get_when_there(store: Store, key: str, meter: Meter) -> memoryview:
+class Readable(Protocol):
+    """Whatever objects can be read from: a store, or a view of one."""
+
+    async def get(self, key: str) -> memoryview:
+        """Return the object, or raise KeyNotFoundError."""
+        ...
+
+
+async def get_when_there(store: Readable, key: str, meter: Meter) -> memoryview:
     """Return the object under `key`, waiting for it to be written. The caller bounds the wait with a cancel scope."""
     backoff = Backoff()
     while True:
