@@ -8,41 +8,48 @@ import logging
 import math
 import secrets
 import time
-from typing import TYPE_CHECKING, Literal, Self
+from collections import defaultdict
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import anyio
 
 from aiodiloco.codec import digest, wire_names
 from aiodiloco.collective.agreement import Agreement
 from aiodiloco.collective.blame import most_telling, whom_it_waits_for
+from aiodiloco.collective.choice import Rules
 from aiodiloco.collective.cleanup import Cleanup
-from aiodiloco.collective.decision import Decision, decide, wait_for_decision
-from aiodiloco.collective.exchange import Exchange
+from aiodiloco.collective.decider import Decider
+from aiodiloco.collective.decision import Decision, read_decision
 from aiodiloco.collective.keys import Member, RoundKeys
-from aiodiloco.collective.membership import check_rank, claim_rank, wait_for_members, withdraw_claim
+from aiodiloco.collective.membership import check_rank, claim_rank, list_members, wait_for_members, withdraw_claim
+from aiodiloco.collective.meter import AllReduceReport, Meter
+from aiodiloco.collective.patience import Lateness
 from aiodiloco.collective.payload import Payload
 from aiodiloco.collective.plan import ALGORITHMS, Algorithm, Link, choose_algorithm, choose_chunk_bytes, make_grid
 from aiodiloco.collective.round import Round
-from aiodiloco.errors import CollectiveError, RoundTimeoutError, StoreError
+from aiodiloco.collective.settling import obtain_mean, settle
+from aiodiloco.collective.waiting import get_when_there
+from aiodiloco.errors import CollectiveError, RankTakenError, RoundRefusedError, RoundTimeoutError, StoreError
 from aiodiloco.store import Store, open_store, probe
 from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
     from types import TracebackType
 
     from torch import Tensor
 
-    from aiodiloco.collective.meter import AllReduceReport
+    from aiodiloco.collective.exchange import Exchange
 
 __all__ = ["ObjectStoreAllReduce"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 _WORKER_THREADS = 2  # per rank: one encodes while one reduces; more only fight over memory bandwidth
 _ENTER_BOUND_S = 60.0
-_DECIDER_PATIENCE_S = 1.0  # after this a rank that has the whole mean decides the round itself
 _COMPLAIN_AFTER_S = 30.0
 _WEIGHTS = (1e-20, 1e20)  # products with any sane value stay within float32
 
@@ -70,7 +77,7 @@ class ObjectStoreAllReduce:
         store: An open `Store`, or a URI to open and close with this object. Its prefix is the rendezvous: all ranks of
             a run use the same one, and no other run ever does.
         rank: 0 .. world_size - 1.
-        world_size: Number of ranks. All of them take part in every round.
+        world_size: Number of ranks. All of them take part in every round, unless `min_replicas` is less.
         wire: Format of contributions and mean: `"fp32"`, `"fp16"`, `"bf16"` or `"int8"`; or `"e3m0"`, 4 bits an
             element, for contributions whose mean is int8.
         algorithm: `"gather"`, `"scatter"`, or `"auto"` to let the cost model choose. Must be the same on all ranks.
@@ -78,6 +85,12 @@ class ObjectStoreAllReduce:
         link: What the cost model assumes of the way to the store. The same on all ranks.
         concurrency: Requests for chunks in flight, each way, at most; fewer where more only queue.
         timeout: Seconds one `all_reduce` may take, waiting for the slowest rank included.
+        min_replicas: So many contributions make a round, if the others do not come; None: all. The same on all ranks.
+        grace: Seconds the late are given, once so many are there, at least: more where they have been later before.
+        max_norm_ratio: Where fewer than all will do, a contribution with a norm this many times the median is left out.
+        incarnation: As which process of its rank this one comes, when somebody counts them; None: as the first, or
+            with `takes_over` as the next.
+        takes_over: Whether to take the rank from a process that held it before. That one is then out of the run.
 
     Raises:
         ValueError: an argument out of range.
@@ -97,6 +110,11 @@ class ObjectStoreAllReduce:
         link: Link | None = None,
         concurrency: int = 8,
         timeout: float = 600.0,
+        min_replicas: int | None = None,
+        grace: float = 10.0,
+        max_norm_ratio: float = math.inf,
+        incarnation: int | None = None,
+        takes_over: bool = False,
     ) -> None:
         check_rank(rank, world_size)
         _check_wire(wire)
@@ -107,6 +125,9 @@ class ObjectStoreAllReduce:
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency}")
         _check_positive("timeout", timeout)
+        self._rules = _check_rules(world_size, min_replicas, max_norm_ratio)
+        if not 0 <= grace < math.inf:
+            raise ValueError(f"grace must be a finite number of seconds >= 0, not {grace!r}")
         self.store = store if isinstance(store, Store) else open_store(store)
         self._owns_store = self.store is not store
         self.member = Member(rank, 0)
@@ -117,11 +138,17 @@ class ObjectStoreAllReduce:
         self._link = link or Link()
         self._concurrency = concurrency
         self._timeout = timeout
-        self._members: tuple[Member, ...] = ()
+        self._grace_s = grace
+        self._incarnation = incarnation
+        self._takes_over = takes_over
+        self._members: dict[int, frozenset[Member]] = {}  # by fragment: of its latest round
+        self._lateness: defaultdict[int, Lateness] = defaultdict(Lateness)
         self._next_round: dict[int, int] = {}
         self._busy: set[int] = set()
         self._sent: dict[RoundKeys, dict[int, bytes]] = {}
         self._cleanup = Cleanup(self.store, concurrency)
+        self._kept_from: dict[int, int] = {}  # by fragment
+        self._keeps_all = self._rules.min_members < world_size
         self._nonce = secrets.token_hex(8)
         self._has_contributed = False
         self._calls: set[anyio.CancelScope] = set()
@@ -140,7 +167,14 @@ class ObjectStoreAllReduce:
                 if self._owns_store:
                     await stack.enter_async_context(self.store)
                 await probe(self.store)
-                await claim_rank(self.store, self.member, self.world_size, self._nonce)
+                self.member = await claim_rank(
+                    self.store,
+                    self.rank,
+                    self.world_size,
+                    self._nonce,
+                    incarnation=self._incarnation,
+                    takes_over=self._takes_over,
+                )
             if scope.cancelled_caught:
                 raise StoreError(f"the store at {self.store.uri} did not answer within {_ENTER_BOUND_S:g} s")
             self._workers = anyio.CapacityLimiter(_WORKER_THREADS)
@@ -200,11 +234,58 @@ class ObjectStoreAllReduce:
         agreed = tuple(sorted((settings or {}).items()))
         self._busy.add(fragment)
         try:
-            report = await self._bounded(_Request(keys, dict(tensors), wire, weight, basis, agreed), timeout)
+            request = _Request(keys, dict(tensors), wire, weight, basis, agreed)
+            report = await self._within(keys, lambda: self._run(request), timeout)
         finally:
             self._busy.discard(fragment)
         self._next_round[fragment] = keys.round + 1
         return report
+
+    async def adopt(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        round: int,  # noqa: A002 - the field's word
+        fragment: int = 0,
+        timeout: float | None = None,
+    ) -> AllReduceReport | None:
+        """Replace every tensor by the mean of a round that is decided, without contributing; None if it is not.
+
+        For a rank that was left out of rounds, or comes back: the outer state is made of the means of all rounds, and
+        those lie in the store.
+
+        Args:
+            tensors: As the members gave: the same names, shapes and dtypes. Only written to.
+            round: Number of the round within its fragment.
+            fragment: Which one.
+            timeout: Overrides the object's timeout, in seconds.
+
+        Raises:
+            RoundRefusedError: the round was refused.
+            RoundTimeoutError: its contributions, or parts of the mean, are not there, or no longer.
+            StoreError, ChunkError: the store failed, or holds bytes that cannot be right.
+        """
+        _check_positive("timeout", timeout := self._timeout if timeout is None else timeout)
+        keys = self._keys(round, fragment)
+        self._busy.add(fragment)
+        try:
+            report = await self._within(keys, lambda: self._adopt(keys, tensors), timeout)
+        finally:
+            self._busy.discard(fragment)
+        if report is not None:
+            self._next_round[fragment] = keys.round + 1
+        return report
+
+    async def announce(self, *, round: int, fragment: int = 0) -> None:  # noqa: A002 - the field's word
+        """Have the others wait for this rank in a round as they wait for those who were in the one before."""
+        await self.store.put(self._keys(round, fragment).announcement(self.member), b"{}")
+
+    def keep_from(self, round: int, fragment: int = 0) -> None:  # noqa: A002 - the field's word
+        """Keep what this rank wrote in `round` and later ones, until told otherwise.
+
+        By default that is the last two rounds, or all where a round can do without some ranks: those catch up from it.
+        """
+        self._kept_from[fragment] = round
 
     def _keys(self, number: int | None, fragment: int) -> RoundKeys:
         if self._stack is None:
@@ -221,72 +302,117 @@ class ObjectStoreAllReduce:
                 )
         return RoundKeys(number, fragment)
 
-    async def _bounded(self, request: _Request, timeout: float) -> AllReduceReport:
+    async def _within(self, keys: RoundKeys, work: Callable[[], Awaitable[T]], timeout: float) -> T:
         with anyio.move_on_after(timeout) as scope:
             self._calls.add(scope)
             try:
-                return await self._run(request)
+                return await work()
             except BaseExceptionGroup as group:
                 error = most_telling(group)
                 raise error from error.__cause__
             finally:
                 self._calls.discard(scope)
         if self._stack is None:
-            raise CollectiveError(f"rank {self.rank} left the run while round {request.keys.round} was going on")
-        lacking = await self._whom_it_waits_for(request.keys)
-        raise RoundTimeoutError(f"{_name(request.keys)} was not complete after {timeout:g} s: {lacking}")
+            raise CollectiveError(f"rank {self.rank} left the run while round {keys.round} was going on")
+        lacking = await self._whom_it_waits_for(keys)
+        raise RoundTimeoutError(f"{_name(keys)} was not complete after {timeout:g} s: {lacking}")
 
     async def _run(self, request: _Request) -> AllReduceReport:
-        began = time.perf_counter()
-        async with anyio.create_task_group() as complaining:
-            complaining.start_soon(self._complain, request.keys)
-            if not self._members:
-                self._members = await wait_for_members(self.store, self.world_size)
-            round_, payload = await run_in_worker(lambda _: self._plan(request), self._workers)
+        began, keys = time.perf_counter(), request.keys
+        async with anyio.create_task_group() as around:
+            around.start_soon(self._complain, keys)
+            around.start_soon(self._cleanup.delete_before, self._oldest_needed(keys))
+            expected = await self._expect(keys)
+            round_, payload = await self._in_worker(lambda: self._plan(request, expected))
             self._has_contributed = True
-            exchange = Exchange(round_, payload, self._sent.setdefault(request.keys, {}))
-            await self._exchange(exchange, round_)
-            complaining.cancel_scope.cancel()
-        with round_.meter.phase("apply"):
-            await round_.in_worker(exchange.apply)
-        self._cleanup.note(round_)
-        for keys in [k for k in self._sent if k.fragment == request.keys.fragment]:
-            del self._sent[keys]
-        return round_.report(time.perf_counter() - began)
+            found, decision = await settle(
+                round_, payload, self._sent.setdefault(keys, {}), self._decider(round_, expected)
+            )
+            if found is None:
+                await self._check_own_place(decision)
+            exchange = found or await self._obtain(keys, request.tensors, decision, round_.meter)
+            around.cancel_scope.cancel()
+        await self._apply(exchange)
+        self._note_over(keys, decision)
+        self._cleanup.note(exchange.round)
+        return exchange.round.report(time.perf_counter() - began, decision.excluded)
 
-    async def _exchange(self, exchange: Exchange, round_: Round) -> None:
-        """Obtain the whole mean and the decision that confirms it."""
-        async with anyio.create_task_group() as tg:
-            tg.start_soon(self._cleanup.delete_before, round_.keys)
-            async with anyio.create_task_group() as watching:
-                watching.start_soon(wait_for_decision, self.store, round_.keys, round_.meter)  # a refusal ends all else
-                if round_.position == 0:
-                    # One decider is enough and saves requests; put_if_absent makes any number of them safe.
-                    watching.start_soon(self._decide_when_sent, exchange, round_)
-                await exchange.run()
-                _check_decision(await self._decision(round_), round_)
-                watching.cancel_scope.cancel()
+    async def _adopt(self, keys: RoundKeys, tensors: Mapping[str, Tensor]) -> AllReduceReport | None:
+        began, meter = time.perf_counter(), Meter()
+        decision = await read_decision(self.store, keys, meter)
+        if decision is None:
+            return None
+        exchange = await self._obtain(keys, tensors, decision, meter)
+        await self._apply(exchange)
+        self._note_over(keys, decision)
+        return exchange.round.report(time.perf_counter() - began, decision.excluded)
 
-    async def _decide_when_sent(self, exchange: Exchange, round_: Round) -> None:
-        """Decide, looking for the others' contributions from when they are likely whole: when one's own is."""
-        await exchange.sent.wait()
-        await decide(self.store, round_.keys, round_.members, round_.meter)
+    async def _obtain(
+        self, keys: RoundKeys, tensors: Mapping[str, Tensor], decision: Decision, meter: Meter
+    ) -> Exchange:
+        """Return the whole mean of a decided round that this rank is not in."""
+        data = await get_when_there(self.store, keys.payload(min(decision.members)), meter)
+        agreement = Agreement.from_json(data)
 
-    async def _decision(self, round_: Round) -> Decision:
-        """Return the decision; if the decider is slow or gone, make it. Starts with short waits: it is due now."""
-        with anyio.move_on_after(_DECIDER_PATIENCE_S):
-            return await wait_for_decision(self.store, round_.keys, round_.meter)
-        await decide(self.store, round_.keys, round_.members, round_.meter)
-        return await wait_for_decision(self.store, round_.keys, round_.meter)
+        def plan() -> tuple[Round, Payload]:
+            payload = Payload(tensors, agreement.wire)
+            round_ = self._round(keys, agreement, payload, decision.members, 1.0)
+            return dataclasses.replace(round_, meter=meter), payload
+
+        return await obtain_mean(*(await self._in_worker(plan)), decision)
+
+    def _oldest_needed(self, keys: RoundKeys) -> RoundKeys:
+        """Return the first round that someone may still read, while round `keys` goes on."""
+        usual = 0 if self._keeps_all else max(0, keys.round - 1)
+        return RoundKeys(min(keys.round, self._kept_from.get(keys.fragment, usual)), keys.fragment)
+
+    async def _expect(self, keys: RoundKeys) -> frozenset[Member]:
+        """Return who is likely in the round: who was in the one before; for the first, who has joined."""
+        known = self._members.get(keys.fragment)
+        if known is None and keys.round:
+            before = await read_decision(self.store, RoundKeys(keys.round - 1, keys.fragment), Meter())
+            known = None if before is None else frozenset(before.members)
+        if known is None:
+            known = await wait_for_members(
+                self.store, self.world_size, min_members=self._rules.min_members, grace_s=self._grace_s
+            )
+        self._members[keys.fragment] = known
+        return known
+
+    def _decider(self, round_: Round, expected: frozenset[Member]) -> Decider:
+        lateness = self._lateness[round_.keys.fragment]
+        return Decider(self.store, round_.keys, expected, self._rules, lateness, self._grace_s, round_.meter)
+
+    async def _check_own_place(self, decision: Decision) -> None:
+        """Raise an error if this process, which is not in the round, has no place in the run any more."""
+        latest = (await list_members(self.store)).get(self.rank, self.member)
+        if latest > self.member:
+            raise RankTakenError(f"rank {self.rank} of {self.store.uri} was taken over by process {latest}")
+        why = decision.excluded.get(self.member, "")
+        if "differs" in why:
+            raise RoundRefusedError(f"this rank's contribution is not in the round: {why}")
+
+    async def _apply(self, exchange: Exchange) -> None:
+        with exchange.round.meter.phase("apply"):
+            await exchange.round.in_worker(exchange.apply)
+
+    def _note_over(self, keys: RoundKeys, decision: Decision) -> None:
+        self._members[keys.fragment] = frozenset(decision.members)
+        for old in [k for k in self._sent if k.fragment == keys.fragment]:
+            del self._sent[old]
+
+    async def _in_worker(self, compute: Callable[[], T]) -> T:
+        return await run_in_worker(lambda _: compute(), self._workers)
 
     async def _complain(self, keys: RoundKeys) -> None:
         await anyio.sleep(_COMPLAIN_AFTER_S)
         _log.warning("%s takes long: %s", _name(keys), await self._whom_it_waits_for(keys))
 
     async def _whom_it_waits_for(self, keys: RoundKeys) -> str:
-        return await whom_it_waits_for(self.store, keys, self.member, self._members, self.world_size)
+        expected = self._members.get(keys.fragment, frozenset())
+        return await whom_it_waits_for(self.store, keys, self.member, sorted(expected), self.world_size)
 
-    def _plan(self, request: _Request) -> tuple[Round, Payload]:
+    def _plan(self, request: _Request, members: Collection[Member]) -> tuple[Round, Payload]:
         """Return the round and what goes into it. Runs in a worker thread: it may copy tensors and hash names."""
         payload = Payload(request.tensors, request.wire)
         chunk_bytes = self._chunk_bytes or choose_chunk_bytes(payload.wire_bytes, self.world_size)
@@ -294,29 +420,37 @@ class ObjectStoreAllReduce:
         agreement = Agreement(
             payload.specs, request.wire, algorithm, chunk_bytes, request.settings, request.basis.hex()
         )
+        return self._round(request.keys, agreement, payload, members, request.weight), payload
+
+    def _round(
+        self, keys: RoundKeys, agreement: Agreement, payload: Payload, members: Collection[Member], weight: float
+    ) -> Round:
         encoded = agreement.to_json()
-        round_ = Round(
+        return Round(
             store=self.store,
-            keys=request.keys,
+            keys=keys,
             me=self.member,
-            members=self._members,
+            members=tuple(sorted(members)),
             agreement=agreement,
             agreement_json=encoded,
             digest=digest(encoded),
-            grid=make_grid(payload.grid_sections(), chunk_bytes),
-            weight=float(request.weight),
+            grid=make_grid(payload.grid_sections(), agreement.chunk_bytes),
+            weight=float(weight),
             workers=self._workers,
             concurrency=self._concurrency,
+            is_elastic=self._rules.min_members < self.world_size,
         )
-        return round_, payload
 
 
-def _check_decision(decision: Decision, round_: Round) -> None:
-    if set(decision.members) != set(round_.members):
-        raise CollectiveError(
-            f"round {round_.keys.round} was decided for {sorted(map(str, decision.members))}, but this rank expected "
-            f"{[str(m) for m in round_.members]}: a rank was restarted while the round ran"
+def _check_rules(world_size: int, min_replicas: int | None, max_norm_ratio: float) -> Rules:
+    least = world_size if min_replicas is None else min_replicas
+    if isinstance(least, bool) or not isinstance(least, int) or not 1 <= least <= world_size:
+        raise ValueError(
+            f"min_replicas must be an int from 1 to world_size ({world_size}), or None, not {min_replicas!r}"
         )
+    if not max_norm_ratio > 1:
+        raise ValueError(f"max_norm_ratio must be more than 1, not {max_norm_ratio!r}")
+    return Rules(least, max_norm_ratio)
 
 
 def _check_wire(wire: str) -> None:

@@ -11,28 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from aiodiloco.collective.decision import Manifest
     from aiodiloco.collective.keys import Member
 
-__all__ = ["Arrival", "Choice", "Rules", "choose"]
+__all__ = ["Choice", "Rules", "choose"]
 
 _FEWEST_TO_JUDGE = 3  # of two norms that differ, nobody can say which is absurd
-
-
-@dataclasses.dataclass(frozen=True)
-class Arrival:
-    """What a whole contribution says of itself.
-
-    Attributes:
-        weight: What it counts in the mean.
-        agreement: Digest of everything about it except its values.
-        non_finite: A tensor with NaN or infinite values, if there is one.
-        norm: Euclidean norm of all its values; None if it has none to be judged by.
-    """
-
-    weight: float
-    agreement: str
-    non_finite: str | None = None
-    norm: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +48,7 @@ class Choice:
 
 
 def choose(
-    expected: Collection[Member], arrived: Mapping[Member, Arrival], rules: Rules, *, is_over: bool
+    expected: Collection[Member], arrived: Mapping[Member, Manifest], rules: Rules, *, is_over: bool
 ) -> Choice | None:
     """Return what becomes of the round, or None while it is worth waiting.
 
@@ -94,9 +78,9 @@ def choose(
     return Choice({}, superseded | excluded, differ=len({a.agreement for a in arrived.values()}) > 1)
 
 
-def _who_differs(arrived: Mapping[Member, Arrival]) -> dict[Member, str]:
+def _who_differs(arrived: Mapping[Member, Manifest]) -> dict[Member, str]:
     """Return all that do not agree with the majority; all, if there is none: nobody knows who is right."""
-    counts = Counter(arrival.agreement for arrival in arrived.values()).most_common()
+    counts = Counter(manifest.agreement for manifest in arrived.values()).most_common()
     if len(counts) < 2:
         return {}
     agreement, count = counts[0]
@@ -104,11 +88,11 @@ def _who_differs(arrived: Mapping[Member, Arrival]) -> dict[Member, str]:
     return {m: "its contribution differs in kind from the others'" for m, a in arrived.items() if a.agreement != right}
 
 
-def _who_is_not_finite(arrived: Mapping[Member, Arrival]) -> dict[Member, str]:
+def _who_is_not_finite(arrived: Mapping[Member, Manifest]) -> dict[Member, str]:
     return {m: f"NaN or infinite values in {a.non_finite!r}" for m, a in arrived.items() if a.non_finite is not None}
 
 
-def _whose_norm_is_absurd(arrived: Mapping[Member, Arrival], ratio: float) -> dict[Member, str]:
+def _whose_norm_is_absurd(arrived: Mapping[Member, Manifest], ratio: float) -> dict[Member, str]:
     norms = {m: a.norm for m, a in arrived.items() if a.norm is not None}
     if len(norms) < _FEWEST_TO_JUDGE:
         return {}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from aiodiloco.collective.plan import owned_chunks
 from aiodiloco.errors import StoreError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Cleanup:
-    """Remembers what this rank wrote, round by round, and deletes it two rounds later.
+    """Remembers what this rank wrote, round by round, and deletes it when nobody can need it.
 
     A rank that contributes to a round has finished the one before. So once a round is complete, everyone who was in it
     is past all rounds before the last. Decisions stay: they are small, and the record of who took part.
@@ -37,13 +36,12 @@ class Cleanup:
         mine = [round_.keys.chunk(round_.me, chunk.index) for chunk in round_.grid]
         mine += [round_.keys.manifest(round_.me), round_.keys.payload(round_.me)]
         if round_.agreement.algorithm == "scatter":
-            owned = owned_chunks(len(round_.grid), round_.position, len(round_.members))
-            mine += [round_.reduced_key(index) for index in owned]
+            mine += [round_.reduced_key(index) for index in round_.owned]
         self._written[round_.keys] = mine
 
     async def delete_before(self, keys: RoundKeys) -> None:
-        """Delete what this rank wrote two or more rounds before `keys`; a store that fails is only logged."""
-        old = [k for k in self._written if k.fragment == keys.fragment and k.round < keys.round - 1]
+        """Delete what this rank wrote in rounds before `keys`; a store that fails is only logged."""
+        old = [k for k in self._written if k.fragment == keys.fragment and k.round < keys.round]
         remaining = iter([key for k in old for key in self._written[k]])
 
         async def delete() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import anyio
+import torch
 
 from aiodiloco.codec import HEADER_BYTES, ChunkHeader, as_tensor, get_codec, pack_chunk
+from aiodiloco.codec.pieces import pieces
 from aiodiloco.collective.decision import Manifest
 from aiodiloco.collective.progress import Progress
 from aiodiloco.errors import CollectiveError
@@ -45,6 +48,7 @@ class Contribution:
         self._uses = uses
         self._sent = sent
         self._non_finite: str | None = None
+        self._squares: dict[int, float] = {}  # by chunk
         self._encoded: dict[int, memoryview] = {}
         self._locks: defaultdict[int, anyio.Lock] = defaultdict(anyio.Lock)
 
@@ -66,7 +70,14 @@ class Contribution:
             tg.start_soon(round_.put, round_.keys.payload(round_.me), round_.agreement_json)
             for _ in range(round_.concurrency):
                 tg.start_soon(self._upload_chunks, remaining)
-        manifest = Manifest(len(round_.grid), round_.weight, round_.digest.hex(), self._non_finite)
+        norm = math.sqrt(math.fsum(self._squares.values()))
+        manifest = Manifest(
+            len(round_.grid),
+            round_.weight,
+            round_.digest.hex(),
+            self._non_finite,
+            norm if math.isfinite(norm) else None,
+        )
         await round_.put(round_.keys.manifest(round_.me), manifest.to_json())
 
     async def _upload_chunks(self, indices: Iterator[int]) -> None:
@@ -80,8 +91,9 @@ class Contribution:
 
     async def _encode(self, chunk: Chunk) -> memoryview:
         with self._round.meter.phase("encode"):
-            data, non_finite = await self._round.in_worker(lambda: self._encode_and_check(chunk))
+            data, non_finite, squares = await self._round.in_worker(lambda: self._encode_and_check(chunk))
         self._non_finite = self._non_finite or non_finite
+        self._squares[chunk.index] = squares
         head = bytes(data[:HEADER_BYTES])
         if self._sent.setdefault(chunk.index, head) != head:
             raise CollectiveError(
@@ -90,11 +102,12 @@ class Contribution:
             )
         return data
 
-    def _encode_and_check(self, chunk: Chunk) -> tuple[memoryview, str | None]:
-        """Return the encoded chunk, and the name of a tensor that is not finite in it once decoded."""
+    def _encode_and_check(self, chunk: Chunk) -> tuple[memoryview, str | None, float]:
+        """Return the encoded chunk; of its decoded values, the name of a tensor not finite, and the sum of squares."""
         round_ = self._round
         header = ChunkHeader(chunk.codec, chunk.numel, chunk.index, round_.me.rank, round_.weight, round_.digest)
         values = self._payload.read(chunk)
         data = pack_chunk(header, values)
         get_codec(chunk.codec).decode(as_tensor(data[HEADER_BYTES:]), values)
-        return data, self._payload.non_finite(chunk, values)
+        squares = math.fsum(float(torch.dot(piece, piece)) for (piece,) in pieces(values))
+        return data, self._payload.non_finite(chunk, values), squares

@@ -1,20 +1,15 @@
-"""The round decision: one object, one winner, that says who is in the round with which weight, or why there is none."""
+"""What a contribution and a round say of themselves: the documents by which a round is decided."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-import anyio
-
-from aiodiloco.collective.agreement import Agreement, explain_differences
 from aiodiloco.collective.documents import parse_document
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.collective.waiting import get_when_there
 from aiodiloco.errors import KeyNotFoundError, RoundRefusedError
-from aiodiloco.store.fan_out import map_concurrently
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,11 +17,7 @@ if TYPE_CHECKING:
     from aiodiloco.collective.meter import Meter
     from aiodiloco.store import Buffer, Store
 
-__all__ = ["Decision", "Manifest", "decide", "missing_ranks", "refuse", "wait_for_decision"]
-
-_READS_AT_ONCE = 32  # of manifests: small objects, so latency is all they cost
-_MOST_NAMED = 5
-_PATIENCE_S = 5.0  # for the payload.json of ranks that are late, before a refusal is written without them
+__all__ = ["Decision", "Manifest", "list_arrivals", "missing_ranks", "read_decision", "wait_for_decision"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +29,14 @@ class Manifest:
         weight: What it counts in the mean.
         agreement: Hex digest that all its chunks carry.
         non_finite: A tensor with NaN or infinite values on the wire, if there is one.
+        norm: Euclidean norm of all its values, as they are on the wire.
     """
 
     num_chunks: int
     weight: float
     agreement: str
     non_finite: str | None = None
+    norm: float | None = None
 
     def to_json(self) -> bytes:
         """Return the manifest as JSON."""
@@ -53,73 +46,38 @@ class Manifest:
     def from_json(cls, data: Buffer) -> Manifest:
         """Return the manifest that `to_json` wrote. Raises ChunkError when `data` is not one."""
         fields = parse_document(data, "a manifest", "num_chunks", "weight", "agreement")
-        return cls(fields["num_chunks"], fields["weight"], fields["agreement"], fields.get("non_finite"))
+        rest = fields.get("non_finite"), fields.get("norm")
+        return cls(fields["num_chunks"], fields["weight"], fields["agreement"], *rest)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What became of a round: the members and their weights, or the reason why it was refused."""
+    """What became of a round: the members and their weights, or the reason why it was refused.
+
+    Attributes:
+        members: Who is in the mean, with which weight; empty if the round was refused.
+        refused: Why there is no mean; None if there is one.
+        excluded: Who contributed in vain, and why.
+    """
 
     members: Mapping[Member, float]
     refused: str | None = None
+    excluded: Mapping[Member, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """Return the decision as JSON."""
         members = [[m.rank, m.incarnation, weight] for m, weight in sorted(self.members.items())]
-        return json.dumps({"version": 1, "members": members, "refused": self.refused}).encode()
+        excluded = [[m.rank, m.incarnation, why] for m, why in sorted(self.excluded.items())]
+        fields = {"version": 1, "members": members, "refused": self.refused, "excluded": excluded}
+        return json.dumps(fields).encode()
 
     @classmethod
     def from_json(cls, data: Buffer) -> Decision:
         """Return the decision that `to_json` wrote."""
-        fields = parse_document(data, "a decision", "members", "refused")
-        return cls({Member(rank, inc): weight for rank, inc, weight in fields["members"]}, fields["refused"])
-
-
-async def decide(store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter) -> None:
-    """Wait until every member's contribution is whole, then write the decision: all of them, or a refusal.
-
-    Whoever calls this, and however often: the first decision stands, and all read that one.
-    """
-
-    async def read(member: Member) -> tuple[Member, Manifest]:
-        return member, Manifest.from_json(await get_when_there(store, keys.manifest(member), meter))
-
-    manifests = dict(await map_concurrently(read, members, limit=_READS_AT_ONCE))
-    if len({m.agreement for m in manifests.values()}) > 1:
-        await refuse(store, keys, members, meter)
-    elif bad := {member.rank: m.non_finite for member, m in manifests.items() if m.non_finite}:
-        await _write(store, keys, Decision({}, _explain_non_finite(bad)), meter)
-    else:
-        await _write(store, keys, Decision({member: m.weight for member, m in manifests.items()}), meter)
-
-
-async def refuse(store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter) -> None:
-    """Write a decision against the round, unless there is one, saying which ranks' contributions differ in what."""
-    with contextlib.suppress(KeyNotFoundError), meter.request("download"):
-        await store.get(keys.decision, length=0)
-        return
-    agreements: dict[int, Agreement] = {}
-
-    async def read(member: Member) -> None:
-        agreements[member.rank] = Agreement.from_json(await get_when_there(store, keys.payload(member), meter))
-
-    with anyio.move_on_after(_PATIENCE_S):
-        await map_concurrently(read, members, limit=_READS_AT_ONCE)
-    reason = explain_differences(agreements) or "contributions differ in a way their payload.json does not show"
-    await _write(store, keys, Decision({}, reason), meter)
-
-
-async def _write(store: Store, keys: RoundKeys, decision: Decision, meter: Meter) -> None:
-    with meter.request("upload"):
-        await store.put_if_absent(keys.decision, decision.to_json())
-
-
-def _explain_non_finite(tensors: Mapping[int, str]) -> str:
-    where = ", ".join(f"rank {rank} (in {name!r})" for rank, name in sorted(tensors.items())[:_MOST_NAMED])
-    return (
-        f"NaN or infinite values from {where}. Lower the learning rate or clip gradients on every replica; if the "
-        "values are finite before they are encoded, use a wire with more range (bf16 or fp32)"
-    )
+        fields = parse_document(data, "a decision", "members", "refused", "excluded")
+        members = {Member(rank, incarnation): weight for rank, incarnation, weight in fields["members"]}
+        excluded = {Member(rank, incarnation): why for rank, incarnation, why in fields["excluded"]}
+        return cls(members, fields["refused"], excluded)
 
 
 async def wait_for_decision(store: Store, keys: RoundKeys, meter: Meter) -> Decision:
@@ -128,21 +86,37 @@ async def wait_for_decision(store: Store, keys: RoundKeys, meter: Meter) -> Deci
     Raises:
         RoundRefusedError: the round was refused; the same error on every rank.
     """
-    decision = Decision.from_json(await get_when_there(store, keys.decision, meter))
+    return _unless_refused(keys, Decision.from_json(await get_when_there(store, keys.decision, meter)))
+
+
+async def read_decision(store: Store, keys: RoundKeys, meter: Meter) -> Decision | None:
+    """Return the decision if there is one. Raises RoundRefusedError if it is a refusal."""
+    try:
+        with meter.request("download"):
+            data = await store.get(keys.decision)
+    except KeyNotFoundError:
+        return None
+    return _unless_refused(keys, Decision.from_json(data))
+
+
+def _unless_refused(keys: RoundKeys, decision: Decision) -> Decision:
     if decision.refused is not None:
         raise RoundRefusedError(f"round {keys.round} of fragment {keys.fragment} was refused: {decision.refused}")
     return decision
 
 
+async def list_arrivals(store: Store, keys: RoundKeys) -> tuple[set[Member], set[Member]]:
+    """Return whose contribution to the round is whole, and who has announced one."""
+    whole: set[Member] = set()
+    announced: set[Member] = set()
+    async for key in store.list(keys.arrivals):
+        if (arrival := keys.parse_arrival(key)) is not None:
+            member, is_whole = arrival
+            (whole if is_whole else announced).add(member)
+    return whole, announced
+
+
 async def missing_ranks(store: Store, keys: RoundKeys, members: Iterable[Member]) -> list[int]:
     """Return the ranks whose contribution to the round is not whole yet, in rank order."""
-
-    async def is_missing(member: Member) -> tuple[int, bool]:
-        try:
-            await store.get(keys.manifest(member), length=0)
-        except KeyNotFoundError:
-            return member.rank, True
-        return member.rank, False
-
-    looked = await map_concurrently(is_missing, members, limit=_READS_AT_ONCE)
-    return [rank for rank, missing in looked if missing]
+    whole, _ = await list_arrivals(store, keys)
+    return sorted({member.rank for member in members} - {member.rank for member in whole})

@@ -9,6 +9,9 @@ ran is a matter of time, not of training.
 Nothing is asked for before it is likely there: a peer's contribution once this rank has sent as much of its own, a
 chunk of the mean once this rank has published as many. Whoever asks earlier gets a "not found" for the price of a
 request. It cannot make a round longer: no round is over before all contributions are there, this rank's included.
+
+An owner that dies before it has published its block holds nobody: contributions are objects, so anyone can form its
+part of the mean, and whoever does writes the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import anyio
 
 from aiodiloco.codec import REDUCED, get_codec, mean_wire, unpack_chunk
 from aiodiloco.collective.contribution import Contribution
-from aiodiloco.collective.plan import owned_chunks, place_of_mean, ring_order
+from aiodiloco.collective.owners import Owners
+from aiodiloco.collective.plan import owner_of, place_of_mean, ring_order
 from aiodiloco.collective.progress import Progress
 from aiodiloco.collective.reduction import Reducer, check_header
 from aiodiloco.collective.waiting import get_when_there
@@ -34,42 +38,52 @@ __all__ = ["Exchange"]
 
 
 class Exchange:
-    """Sends this rank's contribution and obtains the mean, chunk by chunk.
+    """Obtains the mean over the round's members, chunk by chunk; sends this rank's contribution, unless that is sent.
+
+    Args:
+        round_: The round, with the members to form the mean over.
+        payload: What is contributed, and where the mean goes.
+        sent: Headers of chunks sent before, see `Contribution`; None to send nothing: the contribution is there, or
+            there is none.
 
     Attributes:
         mean: Encoded chunks of the mean by index; complete once `run` returned.
         sent: Set once this rank's contribution is whole.
     """
 
-    def __init__(self, round_: Round, payload: Payload, sent: MutableMapping[int, bytes]) -> None:
+    def __init__(self, round_: Round, payload: Payload, sent: MutableMapping[int, bytes] | None) -> None:
         self.mean: dict[int, memoryview] = {}
         self.sent = anyio.Event()
-        self._round = round_
+        self.round = round_
         self._payload = payload
-        num_chunks, position, num_members = len(round_.grid), round_.position, len(round_.members)
+        num_chunks, num_members = len(round_.grid), len(round_.members)
         self._scatters = round_.agreement.algorithm == "scatter"
-        if self._scatters:
-            self._order = ring_order(num_chunks, position, num_members)
-            self._mine = owned_chunks(num_chunks, position, num_members)
+        self._mine = round_.owned if self._scatters else range(num_chunks)
+        if self._scatters and round_.position is not None:
+            self._order = ring_order(num_chunks, round_.position, num_members)
         else:
             self._order = list(range(num_chunks))
-            self._mine = range(num_chunks)
         uses = {index: 1 + (index in self._mine) for index in range(num_chunks)}
-        self._contribution = Contribution(round_, payload, uses, sent)
+        self._contribution = None if sent is None else Contribution(round_, payload, uses, sent)
         self._published = Progress()
+        self._owners = Owners(num_members, round_.position)
+
+    def decided(self) -> None:
+        """Note that the round is decided with these members: an owner that publishes nothing now has stopped."""
+        self._owners.decided()
 
     async def run(self) -> None:
         """Upload, reduce and download at once, until the whole mean is here. The caller bounds the wait."""
         theirs = iter(index for index in self._order if index not in self._mine)
         async with anyio.create_task_group() as tg:
             tg.start_soon(self._upload)
-            tg.start_soon(Reducer(self._round, self._contribution).run, self._mine, self._publish)
-            for _ in range(self._round.concurrency):
+            tg.start_soon(Reducer(self.round, self._contribution).run, self._mine, self._publish)
+            for _ in range(self.round.concurrency):
                 tg.start_soon(self._read_all, theirs)
 
     def apply(self) -> None:
         """Decode the whole mean into the tensors. For a worker thread; nothing can fail or be cancelled in between."""
-        for chunk in self._round.grid:
+        for chunk in self.round.grid:
             _, body = unpack_chunk(self.mean.pop(chunk.index))
             values = self._payload.empty(chunk)
             get_codec(mean_wire(chunk.codec)).decode(body, values)
@@ -77,23 +91,34 @@ class Exchange:
         self._payload.commit()
 
     async def _upload(self) -> None:
-        await self._contribution.upload(self._order)
+        if self._contribution is not None:
+            await self._contribution.upload(self._order)
         self.sent.set()
 
     async def _publish(self, index: int, mean: memoryview) -> None:
         if self._scatters:
-            async with self._round.uploads.admit() as request:
-                await self._round.put(self._round.reduced_key(index), mean)
+            async with self.round.uploads.admit() as request:
+                await self.round.put(self.round.reduced_key(index), mean)
                 request.nbytes = len(mean)
         self.mean[index] = mean
         self._published.advance()
 
     async def _read_all(self, indices: Iterator[int]) -> None:
-        round_ = self._round
+        num_chunks, num_members = len(self.round.grid), len(self.round.members)
         for index in indices:
-            place = place_of_mean(index, len(round_.grid), len(round_.members))
+            place = place_of_mean(index, num_chunks, num_members)
             await self._published.reach(min(place + 1, len(self._mine)))
-            data = await get_when_there(round_.chunks, round_.reduced_key(index), round_.meter)
-            header, _ = await round_.in_worker(lambda data=data: unpack_chunk(data))  # type: ignore[misc]
-            check_header(header, round_.grid[index], REDUCED)
-            self.mean[index] = data
+            owner = owner_of(index, num_chunks, num_members)
+            while index not in self.mean and not self._owners.is_gone(owner):
+                with self._owners.waiting(owner):
+                    await self._read(index)
+                    self._owners.published(owner)
+            if index not in self.mean:
+                await Reducer(self.round, None).run([index], self._publish)
+
+    async def _read(self, index: int) -> None:
+        round_ = self.round
+        data = await get_when_there(round_.chunks, round_.reduced_key(index), round_.meter)
+        header, _ = await round_.in_worker(lambda: unpack_chunk(data))
+        check_header(header, round_.grid[index], REDUCED)
+        self.mean[index] = data

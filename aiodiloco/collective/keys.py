@@ -4,7 +4,8 @@
     members/<rank>/<incarnation>/claim.json            who holds a rank
     rounds/<round>-<fragment>/<rank>-<incarnation>/payload.json   what this contribution consists of; put first
     rounds/<round>-<fragment>/<rank>-<incarnation>/<chunk>        the contribution, chunk by chunk
-    rounds/<round>-<fragment>/<rank>-<incarnation>/manifest.json  the contribution is whole; put last
+    rounds/<round>-<fragment>/arrivals/<rank>-<incarnation>.json      the contribution is whole; put last
+    rounds/<round>-<fragment>/arrivals/<rank>-<incarnation>.announced it will come: wait for it as for the others
     rounds/<round>-<fragment>/decision.json            who is in the round, with which weights; one writer wins
     rounds/<round>-<fragment>/reduced/<members>/<chunk>           the mean over exactly these members
 
@@ -15,6 +16,7 @@ the name of what they publish, so a lost bet leaves garbage behind but never a w
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiodiloco.codec.chunk import digest
@@ -26,6 +28,8 @@ __all__ = ["MEMBERS", "RUN", "Member", "RoundKeys", "claim_key", "members_digest
 
 RUN = "run.json"
 MEMBERS = "members/"
+
+_ARRIVAL = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.(json|announced)")
 
 
 class Member(NamedTuple):
@@ -81,9 +85,26 @@ class RoundKeys:
         """One chunk of the member's contribution."""
         return f"{self.prefix}{member}/{index:06d}"
 
+    @property
+    def arrivals(self) -> str:
+        """Prefix of the few small objects that tell who is there: one listing shows them all."""
+        return f"{self.prefix}arrivals/"
+
     def manifest(self, member: Member) -> str:
         """Says that the member's contribution is whole."""
-        return f"{self.prefix}{member}/manifest.json"
+        return f"{self.arrivals}{member}.json"
+
+    def announcement(self, member: Member) -> str:
+        """Says that the member will contribute, though it was not in the round before."""
+        return f"{self.arrivals}{member}.announced"
+
+    def parse_arrival(self, key: str) -> tuple[Member, bool] | None:
+        """Return who arrived, and whether with a whole contribution; None for other keys."""
+        match _ARRIVAL.fullmatch(key.removeprefix(self.arrivals)):
+            case None:
+                return None
+            case found:
+                return Member(int(found[1]), int(found[2])), found[3] == "json"
 
     def reduced(self, members: str, index: int) -> str:
         """One chunk of the mean over the members that `members_digest` names."""

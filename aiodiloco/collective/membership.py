@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -31,27 +32,52 @@ def check_rank(rank: int, world_size: int) -> None:
         raise ValueError(f"rank must be an int from 0 to {world_size - 1} (world_size {world_size}), not {rank!r}")
 
 
-async def claim_rank(store: Store, member: Member, world_size: int, nonce: str) -> None:
-    """Become `member` of the run under this store prefix; the first to come fixes its world size.
+async def claim_rank(
+    store: Store, rank: int, world_size: int, nonce: str, *, incarnation: int | None = None, takes_over: bool = False
+) -> Member:
+    """Become `rank` of the run under this store prefix, and return as which member; the first fixes the world size.
 
-    Cancelled or failed in between, the claim is withdrawn, so that it can be made again. `nonce` marks it as one's own.
+    Cancelled or failed in between, the claim is withdrawn, so that it can be made again.
+
+    Args:
+        store: The run's own prefix.
+        rank: Which rank.
+        world_size: How many there are.
+        nonce: Marks the claim as one's own.
+        incarnation: As which process of this rank; None takes 0, or with `takes_over` the next.
+        takes_over: Whether a rank that is held, or was, may be taken from its holder, which is then out of the run.
 
     Raises:
         WorldSizeError: the run has another world size.
         RankTakenError: this member already is, or was, in the run.
     """
-    await _fix_world_size(store, member.rank, world_size)
+    await _fix_world_size(store, rank, world_size)
+    held = (await list_members(store)).get(rank)
+    if incarnation is None:
+        incarnation = held.incarnation + 1 if takes_over and held is not None else 0
+    while True:
+        member = Member(rank, incarnation)
+        if held is not None and held > member:
+            raise RankTakenError(f"rank {rank} of {store.uri} is held by process {held} already: {member} is over")
+        if await _claim(store, member, world_size, nonce):
+            return member
+        if not takes_over:
+            holder = await _read_claim(store, member)
+            raise RankTakenError(
+                f"rank {rank} of {store.uri} was taken by process {holder.get('pid')} on {holder.get('host')}: give "
+                "each replica its own rank; a rank that left can only come back to a run with checkpoints"
+            )
+        incarnation += 1
+
+
+async def _claim(store: Store, member: Member, world_size: int, nonce: str) -> bool:
     claim = {"host": socket.gethostname(), "pid": os.getpid(), "world_size": world_size, "nonce": nonce}
     try:
         is_mine = await store.put_if_absent(claim_key(member), json.dumps(claim).encode())
     except BaseException:
         await withdraw_claim(store, member, nonce)
         raise
-    if not is_mine and (holder := await _read_claim(store, member)).get("nonce") != nonce:
-        raise RankTakenError(
-            f"rank {member.rank} of {store.uri} was taken by process {holder.get('pid')} on {holder.get('host')}: "
-            "give each replica its own rank; a rank that left cannot come back, so start a new run under a new prefix"
-        )
+    return is_mine or (await _read_claim(store, member)).get("nonce") == nonce
 
 
 async def withdraw_claim(store: Store, member: Member, nonce: str) -> None:
@@ -69,12 +95,23 @@ async def _read_claim(store: Store, member: Member) -> dict[str, Any]:
     return parse_document(await store.get(key), f"{store.uri}/{key}")
 
 
-async def wait_for_members(store: Store, world_size: int) -> tuple[Member, ...]:
-    """Return one member per rank, in rank order, once all are there. The caller bounds the wait."""
-    backoff = Backoff()
+async def wait_for_members(store: Store, world_size: int, *, min_members: int, grace_s: float) -> frozenset[Member]:
+    """Return one member per rank once all are there, or fewer. The caller bounds the wait.
+
+    Args:
+        store: The run's own prefix.
+        world_size: How many ranks there may be.
+        min_members: With so many the run may begin,
+        grace_s: once the others have had so many seconds more.
+    """
+    backoff, enough_at = Backoff(), math.inf
     while len(members := await list_members(store)) < world_size:
+        if len(members) >= min_members:
+            enough_at = min(enough_at, anyio.current_time())
+        if anyio.current_time() - enough_at >= grace_s:
+            break
         await backoff.pause()
-    return tuple(members[rank] for rank in range(world_size))
+    return frozenset(members.values())
 
 
 async def list_members(store: Store) -> dict[int, Member]:

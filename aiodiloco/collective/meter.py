@@ -24,7 +24,10 @@ class AllReduceReport:
     Attributes:
         round: Number of the round within its fragment, from 0.
         fragment: Which part of the model.
-        members: Who took part, in rank order.
+        members: Whose contributions are in the mean, in rank order.
+        included: Whether this rank's is.
+        excluded: Who contributed in vain, as `"rank-incarnation"`, and why.
+        settings: What all members had agreed on besides the tensors.
         algorithm: `"gather"` or `"scatter"`.
         num_chunks: Cells of the chunk grid.
         bytes_sent: Object bytes this rank wrote.
@@ -37,6 +40,9 @@ class AllReduceReport:
     round: int
     fragment: int
     members: tuple[Member, ...]
+    included: bool
+    excluded: Mapping[str, str]
+    settings: Mapping[str, str]
     algorithm: Algorithm
     num_chunks: int
     bytes_sent: int
@@ -46,7 +52,8 @@ class AllReduceReport:
 
     def to_dict(self) -> dict[str, JSON]:
         """Return the report as JSON values; members as `"rank-incarnation"`."""
-        return {**dataclasses.asdict(self), "members": [str(m) for m in self.members], "seconds": dict(self.seconds)}
+        plain = {name: dict(getattr(self, name)) for name in ("excluded", "settings", "seconds")}
+        return {**dataclasses.asdict(self), "members": [str(m) for m in self.members], **plain}
 
 
 class Meter:

@@ -22,6 +22,7 @@ __all__ = [
     "estimate_seconds",
     "make_grid",
     "owned_chunks",
+    "owner_of",
     "place_in_ring",
     "place_of_mean",
     "ring_order",
@@ -116,7 +117,7 @@ def place_in_ring(chunk: int, num_chunks: int, position: int, num_members: int) 
 
     Exact but for the last chunk of the larger blocks, where only some of the owners have one more.
     """
-    owner = _owner(chunk, num_chunks, num_members)
+    owner = owner_of(chunk, num_chunks, num_members)
     row = chunk - owned_chunks(num_chunks, owner, num_members).start
     full_rows, larger_blocks = divmod(num_chunks, num_members)
     in_row = (owner - position) % num_members - 1
@@ -127,10 +128,11 @@ def place_in_ring(chunk: int, num_chunks: int, position: int, num_members: int) 
 
 def place_of_mean(chunk: int, num_chunks: int, num_members: int) -> int:
     """Return how many chunks of the mean the owner of `chunk` publishes before it."""
-    return chunk - owned_chunks(num_chunks, _owner(chunk, num_chunks, num_members), num_members).start
+    return chunk - owned_chunks(num_chunks, owner_of(chunk, num_chunks, num_members), num_members).start
 
 
-def _owner(chunk: int, num_chunks: int, num_members: int) -> int:
+def owner_of(chunk: int, num_chunks: int, num_members: int) -> int:
+    """Return the position of the member that reduces `chunk`."""
     return ((chunk + 1) * num_members - 1) // num_chunks
 
 

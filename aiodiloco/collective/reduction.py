@@ -10,7 +10,8 @@ import torch
 
 from aiodiloco.codec import REDUCED, ChunkHeader, get_codec, mean_wire, pack_chunk, unpack_chunk
 from aiodiloco.codec.pieces import pieces
-from aiodiloco.collective.decision import refuse, wait_for_decision
+from aiodiloco.collective.decider import refuse
+from aiodiloco.collective.decision import wait_for_decision
 from aiodiloco.collective.plan import Chunk, place_in_ring
 from aiodiloco.collective.waiting import get_when_there
 from aiodiloco.errors import ChunkError, CollectiveError
@@ -71,9 +72,14 @@ class Accumulator:
 
 
 class Reducer:
-    """Reduces chunks of one round, reading peers' chunks ahead of use, but never more than fit the read-ahead."""
+    """Reduces chunks of one round, reading peers' chunks ahead of use, but never more than fit the read-ahead.
 
-    def __init__(self, round_: Round, contribution: Contribution) -> None:
+    Args:
+        round_: The round.
+        contribution: This rank's own, still to be sent; None if all contributions are read from the store.
+    """
+
+    def __init__(self, round_: Round, contribution: Contribution | None) -> None:
         self._round = round_
         self._contribution = contribution
         self._ahead = anyio.Semaphore(_READ_AHEAD * round_.concurrency)
@@ -117,10 +123,11 @@ class Reducer:
 
     async def _fetch(self, member: Member, chunk: Chunk, arrival: _Arrival) -> None:
         round_ = self._round
-        if member == round_.me:
+        if self._contribution is not None and member == round_.me:
             data = await self._contribution.take(chunk.index)
         else:
-            await self._contribution.sent.reach(self._sent_before(member, chunk.index) + 1)
+            if self._contribution is not None:
+                await self._contribution.sent.reach(self._sent_before(member, chunk.index) + 1)
             data = await get_when_there(round_.chunks, round_.keys.chunk(member, chunk.index), round_.meter)
         header, body = await round_.in_worker(lambda: unpack_chunk(data))
         if header.payload != round_.digest:
@@ -139,6 +146,8 @@ class Reducer:
     async def _refuse(self, member: Member) -> None:
         """End the round on all ranks; or here alone, if it was decided before."""
         round_ = self._round
+        if round_.is_elastic:
+            await anyio.sleep_forever()  # the decision will leave someone out, and this reduction is begun anew
         await refuse(round_.store, round_.keys, round_.members, round_.meter)
         await wait_for_decision(round_.store, round_.keys, round_.meter)
         raise CollectiveError(

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiodiloco.collective.keys import members_digest
 from aiodiloco.collective.meter import AllReduceReport, Meter
+from aiodiloco.collective.plan import owned_chunks
 from aiodiloco.collective.window import AdmittedReads, Window
 from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import anyio
 
@@ -32,7 +33,8 @@ class Round:
 
     Attributes:
         me: This rank.
-        members: Everyone expected to take part, in rank order.
+        members: Over whom the mean is formed, in rank order: those expected, and once it is decided, those decided.
+        is_elastic: Whether the round can do without some of them.
         agreement_json: The agreement as it is stored.
         digest: Digest of that; every chunk of the round carries it.
         weight: Weight of this rank's contribution, > 0.
@@ -51,12 +53,20 @@ class Round:
     weight: float
     workers: anyio.CapacityLimiter
     concurrency: int
+    is_elastic: bool
     meter: Meter = dataclasses.field(default_factory=Meter)
 
     @functools.cached_property
-    def position(self) -> int:
-        """Index of this rank among the members."""
-        return self.members.index(self.me)
+    def position(self) -> int | None:
+        """Index of this rank among the members; None if it is not one of them."""
+        return self.members.index(self.me) if self.me in self.members else None
+
+    @property
+    def owned(self) -> range:
+        """The chunks this rank reduces when the members scatter them; none if it is not a member."""
+        if self.position is None:
+            return range(0)
+        return owned_chunks(len(self.grid), self.position, len(self.members))
 
     @functools.cached_property
     def members_digest(self) -> str:
@@ -87,12 +97,15 @@ class Round:
         """Run `compute` in a worker thread: tensor work never blocks the event loop. Cancelled, wait for its end."""
         return await run_in_worker(lambda _: compute(), self.workers)
 
-    def report(self, total_s: float) -> AllReduceReport:
+    def report(self, total_s: float, excluded: Mapping[Member, str]) -> AllReduceReport:
         """Return what the round cost this rank so far, `total_s` seconds after it began."""
         return AllReduceReport(
             round=self.keys.round,
             fragment=self.keys.fragment,
             members=self.members,
+            included=self.position is not None,
+            excluded={str(member): why for member, why in excluded.items()},
+            settings=dict(self.agreement.settings),
             algorithm=self.agreement.algorithm,
             num_chunks=len(self.grid),
             bytes_sent=self.meter.bytes_sent,

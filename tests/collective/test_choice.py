@@ -8,18 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiodiloco.collective.choice import Arrival, Rules, choose
+from aiodiloco.collective.choice import Rules, choose
+from aiodiloco.collective.decision import Manifest
 from aiodiloco.collective.keys import Member
 
 A, B, C, D = (Member(rank, 0) for rank in range(4))
 B1 = Member(1, 1)
-OK = Arrival(1.0, "same")
-NAN = Arrival(1.0, "same", "layer.weight")
-OTHER = Arrival(1.0, "other")
+OK = Manifest(1, 1.0, "same")
+NAN = Manifest(1, 1.0, "same", "layer.weight")
+OTHER = Manifest(1, 1.0, "other")
 
 
-def norm(value: float) -> Arrival:
-    return Arrival(1.0, "same", norm=value)
+def norm(value: float) -> Manifest:
+    return Manifest(1, 1.0, "same", norm=value)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,8 @@ def test_a_refusal_says_whether_contributions_differ_or_are_bad() -> None:
 
 MEMBERS = st.builds(Member, st.integers(0, 5), st.integers(0, 2))
 ARRIVALS = st.builds(
-    Arrival,
+    Manifest,
+    st.just(1),
     st.floats(0.1, 10),
     st.sampled_from(["same", "same", "other"]),
     st.sampled_from([None, None, None, "w"]),

@@ -30,6 +30,7 @@ async def test_a_chunk_is_encoded_once_for_all_its_uses_and_then_dropped():
         grid=make_grid(payload.grid_sections(), 1),
         weight=1.0,
         workers=anyio.CapacityLimiter(1),
+        is_elastic=False,
         concurrency=2,
     )
     contribution = Contribution(round_, payload, {0: 2, 1: 1, 2: 1}, {})

@@ -2,24 +2,34 @@
 
 import dataclasses
 
+import anyio
 import pytest
 
 from aiodiloco.codec import digest
 from aiodiloco.collective.agreement import Agreement
-from aiodiloco.collective.decision import Decision, Manifest, decide, refuse, wait_for_decision
+from aiodiloco.collective.choice import Rules
+from aiodiloco.collective.decider import Decider, refuse
+from aiodiloco.collective.decision import Decision, Manifest, wait_for_decision
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.collective.meter import Meter
+from aiodiloco.collective.patience import Lateness
 from aiodiloco.collective.payload import TensorSpec
 from aiodiloco.errors import RoundRefusedError
 from aiodiloco.store import MemoryStore
+from aiodiloco.testing.simulation import run_in_virtual_time
 
 KEYS, MEMBERS = RoundKeys(3, 0), (Member(0, 0), Member(1, 2))
 AGREEMENT = Agreement((TensorSpec("w", (2, 3), "float32"),), "fp32", "gather", 1024)
 
 
-async def contribute(store, member, agreement, weight=1.0):
-    await store.put(KEYS.payload(member), agreement.to_json())
-    await store.put(KEYS.manifest(member), Manifest(1, weight, digest(agreement.to_json()).hex()).to_json())
+async def decide(store, keys, members, meter, *rules_and_grace):
+    rules, grace_s = rules_and_grace or (Rules(len(members)), 0.0)
+    await Decider(store, keys, frozenset(members), rules, Lateness(), grace_s, meter).run()
+
+
+async def contribute(store, member, agreement, weight=1.0, keys=KEYS):
+    await store.put(keys.payload(member), agreement.to_json())
+    await store.put(keys.manifest(member), Manifest(1, weight, digest(agreement.to_json()).hex()).to_json())
 
 
 async def test_a_decision_names_the_members_their_incarnations_and_weights():
@@ -51,8 +61,49 @@ async def test_a_refusal_names_the_parameter_and_the_ranks():
         await wait_for_decision(store, KEYS, Meter())
 
 
+def test_a_late_member_is_left_out_and_one_that_announced_itself_is_waited_for():
+    """Once enough are there and time is up; in virtual time, so that waiting costs nothing."""
+    late, joiner = MEMBERS[1], Member(2, 1)
+
+    async def main():
+        store, decisions = MemoryStore(), {}
+        await contribute(store, MEMBERS[0], AGREEMENT)
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(decide, store, KEYS, MEMBERS, Meter(), Rules(1), 60.0)
+            decisions["late"] = await wait_for_decision(store, KEYS, Meter())
+            began = anyio.current_time()
+            other = RoundKeys(4, 0)
+            await contribute(store, MEMBERS[0], AGREEMENT, keys=other)
+            await store.put(other.announcement(joiner), b"{}")
+            tg.start_soon(decide, store, other, MEMBERS[:1], Meter(), Rules(1), 60.0)
+            await anyio.sleep(30)
+            await contribute(store, joiner, AGREEMENT, keys=other)
+            decisions["joiner"] = await wait_for_decision(store, other, Meter())
+        return decisions, began, anyio.current_time() - began
+
+    decisions, first_s, second_s = run_in_virtual_time(main)
+    assert set(decisions["late"].members) == {MEMBERS[0]}
+    assert late not in decisions["late"].members
+    assert 60 <= first_s < 62
+    assert set(decisions["joiner"].members) == {MEMBERS[0], joiner}
+    assert 30 <= second_s < 32
+
+
+async def test_poison_is_excluded_by_name_where_fewer_will_do():
+    store = MemoryStore()
+    members = (*MEMBERS, Member(2, 0))
+    for member in members:
+        await contribute(store, member, AGREEMENT)
+    bad = Manifest(1, 1.0, digest(AGREEMENT.to_json()).hex(), "layer.weight")
+    await store.put(KEYS.manifest(members[2]), bad.to_json())
+    await decide(store, KEYS, members, Meter(), Rules(2), 0.0)
+    decision = await wait_for_decision(store, KEYS, Meter())
+    assert set(decision.members) == set(MEMBERS)
+    assert "layer.weight" in decision.excluded[members[2]]
+
+
 def test_records_survive_json():
-    manifest, decision = Manifest(7, 1.5, "ab"), Decision({Member(4, 1): 3.0}, None)
+    manifest, decision = Manifest(7, 1.5, "ab", None, 2.5), Decision({Member(4, 1): 3.0}, None, {Member(3, 0): "late"})
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert Decision.from_json(decision.to_json()) == decision
     assert Agreement.from_json(AGREEMENT.to_json()) == AGREEMENT

@@ -1,0 +1,124 @@
+"""Deciding a round: watch who arrives, choose, and write it down once for all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING
+
+import anyio
+
+from aiodiloco.collective.agreement import Agreement, explain_differences
+from aiodiloco.collective.choice import Choice, Rules, choose
+from aiodiloco.collective.decision import Decision, Manifest, list_arrivals
+from aiodiloco.collective.waiting import Backoff, get_when_there
+from aiodiloco.errors import KeyNotFoundError
+from aiodiloco.store.fan_out import map_concurrently
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from aiodiloco.collective.keys import Member, RoundKeys
+    from aiodiloco.collective.meter import Meter
+    from aiodiloco.collective.patience import Lateness
+    from aiodiloco.store import Store
+
+__all__ = ["Decider", "refuse"]
+
+_READS_AT_ONCE = 32  # of manifests: small objects, so latency is all they cost
+_MOST_NAMED = 5
+_PATIENCE_S = 5.0  # for the payload.json of ranks that are late, before a refusal is written without them
+
+
+@dataclasses.dataclass(frozen=True)
+class Decider:
+    """Decides one round. Any number of ranks may try: the first decision stands, and all read that one.
+
+    Attributes:
+        expected: Whom to wait for.
+        rules: What the round needs.
+        lateness: How late members were in earlier rounds; this round is added.
+        grace_s: The least time that the late are given once enough are there.
+    """
+
+    store: Store
+    keys: RoundKeys
+    expected: frozenset[Member]
+    rules: Rules
+    lateness: Lateness
+    grace_s: float
+    meter: Meter
+
+    async def run(self) -> None:
+        """Wait until the round can be decided, and decide it. The caller bounds the wait."""
+        arrived: dict[Member, tuple[Manifest, float]] = {}
+        quorum_at = float("inf")
+        backoff = Backoff()
+        while True:
+            announced = await self._look(arrived)
+            now = anyio.current_time()
+            if len({member.rank for member in arrived}) >= self.rules.min_members:
+                quorum_at = min(quorum_at, now)
+            is_over = now - quorum_at >= self.lateness.patience_s(self.grace_s)
+            manifests = {member: manifest for member, (manifest, _) in arrived.items()}
+            choice = choose(self.expected | announced, manifests, self.rules, is_over=is_over)
+            if choice is not None:
+                await self._write(choice, manifests)
+                for _, seen_at in arrived.values():
+                    self.lateness.note(seen_at - quorum_at)
+                return
+            await backoff.pause()
+
+    async def _look(self, arrived: dict[Member, tuple[Manifest, float]]) -> set[Member]:
+        """Read the manifests that are new; return who announced a contribution."""
+        with self.meter.request("wait"):
+            whole, announced = await list_arrivals(self.store, self.keys)
+
+        async def read(member: Member) -> tuple[Member, Manifest]:
+            with self.meter.request("download"):
+                return member, Manifest.from_json(await self.store.get(self.keys.manifest(member)))
+
+        new = await map_concurrently(read, sorted(whole - arrived.keys()), limit=_READS_AT_ONCE)
+        now = anyio.current_time()
+        arrived.update({member: (manifest, now) for member, manifest in new})
+        return announced
+
+    async def _write(self, choice: Choice, manifests: Mapping[Member, Manifest]) -> None:
+        if choice.members:
+            await _write(self.store, self.keys, Decision(choice.members, excluded=choice.excluded), self.meter)
+        elif choice.differ:
+            await refuse(self.store, self.keys, manifests, self.meter)
+        else:
+            await _write(self.store, self.keys, Decision({}, _explain(choice, manifests)), self.meter)
+
+
+async def refuse(store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter) -> None:
+    """Write a decision against the round, unless there is one, saying which ranks' contributions differ in what."""
+    with contextlib.suppress(KeyNotFoundError), meter.request("download"):
+        await store.get(keys.decision, length=0)
+        return
+    agreements: dict[int, Agreement] = {}
+
+    async def read(member: Member) -> None:
+        agreements[member.rank] = Agreement.from_json(await get_when_there(store, keys.payload(member), meter))
+
+    with anyio.move_on_after(_PATIENCE_S):
+        await map_concurrently(read, members, limit=_READS_AT_ONCE)
+    reason = explain_differences(agreements) or "contributions differ in a way their payload.json does not show"
+    await _write(store, keys, Decision({}, reason), meter)
+
+
+async def _write(store: Store, keys: RoundKeys, decision: Decision, meter: Meter) -> None:
+    with meter.request("upload"):
+        await store.put_if_absent(keys.decision, decision.to_json())
+
+
+def _explain(choice: Choice, manifests: Mapping[Member, Manifest]) -> str:
+    bad = {member.rank: manifests[member].non_finite for member in choice.excluded if manifests[member].non_finite}
+    if not bad:
+        return "; ".join(f"rank {member.rank}: {why}" for member, why in list(choice.excluded.items())[:_MOST_NAMED])
+    where = ", ".join(f"rank {rank} (in {name!r})" for rank, name in sorted(bad.items())[:_MOST_NAMED])
+    return (
+        f"NaN or infinite values from {where}. Lower the learning rate or clip gradients on every replica; if the "
+        "values are finite before they are encoded, use a wire with more range (bf16 or fp32)"
+    )

@@ -1,0 +1,255 @@
+"""Rounds that go on without those who are late or dead, in virtual time."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+import torch
+
+from aiodiloco.collective import ObjectStoreAllReduce
+from aiodiloco.collective.keys import Member, RoundKeys
+from aiodiloco.errors import RankTakenError, RoundRefusedError, RoundTimeoutError
+from aiodiloco.store import MemoryStore
+from aiodiloco.testing.simulation import run_in_virtual_time
+
+GRACE_S = 20.0
+
+
+def tensors(rank: int, number: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(100 * number + rank)
+    return {"w": torch.randn(5000, generator=generator), "b": torch.randn(3, generator=generator)}
+
+
+def mean_of(ranks: list[int], number: int = 0) -> torch.Tensor:
+    total = torch.zeros(5000)
+    for rank in ranks:
+        total += tensors(rank, number)["w"]
+    return total / len(ranks)
+
+
+def open_rank(store: MemoryStore, rank: int, world_size: int = 4, **options: Any) -> ObjectStoreAllReduce:
+    options = {"min_replicas": 2, "grace": GRACE_S, "chunk_bytes": 1, **options}
+    return ObjectStoreAllReduce(store, rank=rank, world_size=world_size, **options)
+
+
+def simulate(main: Any, *args: Any) -> Any:
+    return run_in_virtual_time(partial(main, *args))
+
+
+async def reduce_together(ranks: list[ObjectStoreAllReduce], number: int) -> dict[int, Any]:
+    """Have `ranks` take part in round `number`; return rank -> (mean, report)."""
+    results: dict[int, Any] = {}
+
+    async def one(rank: ObjectStoreAllReduce) -> None:
+        mine = tensors(rank.rank, number)
+        report = await rank.all_reduce(mine)
+        results[rank.rank] = mine["w"], report
+
+    async with anyio.create_task_group() as tg:
+        for rank in ranks:
+            tg.start_soon(one, rank)
+    return results
+
+
+@pytest.mark.parametrize("algorithm", ["gather", "scatter"])
+@pytest.mark.parametrize("dead", [0, 2])
+def test_a_dead_rank_costs_one_grace_period_and_no_more(algorithm: str, dead: int) -> None:
+    """Also when it is the one that decides first. The round after expects only who was in the last one."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with AsyncExitStack() as stack:
+            ranks = [await stack.enter_async_context(open_rank(store, r, algorithm=algorithm)) for r in range(4)]
+            await reduce_together(ranks, 0)
+            alive = [rank for rank in ranks if rank.rank != dead]
+            times = []
+            for number in (1, 2):
+                began = anyio.current_time()
+                results = await reduce_together(alive, number)
+                times.append(anyio.current_time() - began)
+                for mean, report in results.values():
+                    assert torch.equal(mean, mean_of([rank.rank for rank in alive], number))
+                    assert [member.rank for member in report.members] == [rank.rank for rank in alive]
+                    assert report.included
+        assert GRACE_S <= times[0] < GRACE_S + 5
+        assert times[1] < 5
+
+    simulate(main)
+
+
+@pytest.mark.parametrize("algorithm", ["gather", "scatter"])
+def test_a_late_rank_gets_the_mean_without_being_in_it(algorithm: str) -> None:
+    """And adopts what else was decided meanwhile; then it is in again."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with AsyncExitStack() as stack:
+            ranks = [await stack.enter_async_context(open_rank(store, r, algorithm=algorithm)) for r in range(3)]
+            late, others = ranks[2], ranks[:2]
+            for number in range(3):
+                await reduce_together(others, number)
+            mine = tensors(2)
+            report = await late.all_reduce(mine)
+            assert (report.included, report.round) == (False, 0)
+            assert torch.equal(mine["w"], mean_of([0, 1]))
+            for number in (1, 2):
+                report = await late.adopt(mine, round=number)
+                assert report is not None
+                assert not report.included
+                assert torch.equal(mine["w"], mean_of([0, 1], number))
+            assert await late.adopt(mine, round=3) is None
+            await late.announce(round=3)
+            results = await reduce_together(ranks, 3)
+            assert all(torch.equal(mean, mean_of([0, 1, 2], 3)) for mean, _ in results.values())
+
+    simulate(main)
+
+
+def test_an_announced_rank_is_waited_for() -> None:
+    """As long as one that was in the round before; who comes unannounced is in if it is in time."""
+
+    async def main(announces: bool) -> list[int]:
+        store = MemoryStore()
+        async with AsyncExitStack() as stack:
+            ranks = [await stack.enter_async_context(open_rank(store, r, 3)) for r in range(3)]
+            await reduce_together(ranks[:2], 0)
+            await ranks[2].adopt(tensors(2), round=0)
+            if announces:
+                await ranks[2].announce(round=1)
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(reduce_together, ranks[:2], 1)
+                await anyio.sleep(GRACE_S / 2)
+                report = await ranks[2].all_reduce(tensors(2, 1))
+        return [member.rank for member in report.members]
+
+    assert simulate(main, True) == [0, 1, 2]
+    assert simulate(main, False) == [0, 1]
+
+
+@pytest.mark.parametrize("num_dead", [1, 2])
+def test_the_block_of_an_owner_that_died_is_formed_by_others(num_dead: int) -> None:
+    """It contributed, and was gone before it published its part of the mean."""
+
+    class DiesAsOwner(MemoryStore):
+        """A connection that is lost when the first reduced chunk is to be written."""
+
+        async def put(self, key: str, data: Any) -> None:
+            if "/reduced/" in key:
+                await anyio.sleep_forever()
+            await super().put(key, data)
+
+    async def main() -> None:
+        name = f"owners-{num_dead}"
+        async with AsyncExitStack() as stack:
+            tg = await stack.enter_async_context(anyio.create_task_group())
+            alive = []
+            for r in range(4):
+                dies = 1 <= r <= num_dead
+                store = DiesAsOwner(name) if dies else MemoryStore(name)
+                rank = await stack.enter_async_context(open_rank(store, r, algorithm="scatter"))
+                if dies:
+                    tg.start_soon(rank.all_reduce, tensors(r))
+                else:
+                    alive.append(rank)
+            results = await reduce_together(alive, 0)
+            tg.cancel_scope.cancel()
+        for mean, report in results.values():
+            assert torch.equal(mean, mean_of([0, 1, 2, 3]))
+            assert len(report.members) == 4
+        assert anyio.current_time() < 60
+
+    simulate(main)
+
+
+def test_a_rank_that_comes_back_takes_over_and_the_old_process_is_out() -> None:
+    """Whichever of the two was quicker: one contribution of a rank at most is in a round."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with AsyncExitStack() as stack:
+            first, old = [await stack.enter_async_context(open_rank(store, r, 2)) for r in range(2)]
+            await reduce_together([first, old], 0)
+            again = await stack.enter_async_context(open_rank(store, 1, 2, takes_over=True))
+            assert again.member == Member(1, 1)
+            assert await again.adopt(tensors(1), round=0) is not None
+            results: dict[str, Any] = {}
+
+            async def zombie() -> None:
+                with pytest.raises(RankTakenError, match="taken over by process 1-1"):
+                    await old.all_reduce(tensors(1, 1))
+                results["zombie"] = True
+
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(zombie)
+                results |= await reduce_together([first, again], 1)
+        assert torch.equal(results[0][0], mean_of([0, 1], 1))
+        assert [str(member) for member in results[0][1].members] == ["0-0", "1-1"]
+        assert results["zombie"]
+
+    simulate(main)
+
+
+def test_without_a_quorum_nothing_is_decided() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with open_rank(store, 0, timeout=300.0) as first, open_rank(store, 1):
+            with pytest.raises(RoundTimeoutError, match=r"ranks \[2, 3\] have not joined"):
+                await first.all_reduce(tensors(0))
+        assert await _decided(store, 0) is False
+
+    simulate(main)
+
+
+def test_poison_is_left_out_and_its_rank_gets_the_mean() -> None:
+    """NaN, and with `max_norm_ratio` a norm out of all proportion; each is said by name."""
+
+    async def main(value: float) -> None:
+        store = MemoryStore()
+        async with AsyncExitStack() as stack:
+            ranks = [await stack.enter_async_context(open_rank(store, r, max_norm_ratio=50)) for r in range(4)]
+            mine = [tensors(r) for r in range(4)]
+            mine[3]["w"][7] = value
+            reports: dict[int, Any] = {}
+
+            async def one(r: int) -> None:
+                reports[r] = await ranks[r].all_reduce(mine[r])
+
+            async with anyio.create_task_group() as tg:
+                for r in range(4):
+                    tg.start_soon(one, r)
+        for r in range(4):
+            assert torch.equal(mine[r]["w"], mean_of([0, 1, 2]))
+            assert reports[r].included == (r != 3)
+            assert list(reports[r].excluded) == ["3-0"]
+
+    simulate(main, float("nan"))
+    simulate(main, 1e9)
+
+
+def test_a_rank_that_differs_from_the_majority_is_told_so_and_the_others_go_on() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        results: dict[str, Any] = {}
+        async with AsyncExitStack() as stack:
+            ranks = [await stack.enter_async_context(open_rank(store, r)) for r in range(4)]
+
+            async def differ() -> None:
+                with pytest.raises(RoundRefusedError, match="differs"):
+                    await ranks[3].all_reduce(tensors(3), basis=b"diverged")
+                results["told"] = True
+
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(differ)
+                results |= await reduce_together(ranks[:3], 0)
+        assert results["told"]
+        assert torch.equal(results[0][0], mean_of([0, 1, 2]))
+
+    simulate(main)
+
+
+async def _decided(store: MemoryStore, number: int) -> bool:
+    return RoundKeys(number, 0).decision in [key async for key in store.list("rounds/")]
