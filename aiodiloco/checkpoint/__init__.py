@@ -1,6 +1,6 @@
 """Checkpoints: the outer state of a run, and what is a replica's own, as safetensors in the run's store."""
 
-from aiodiloco.checkpoint.load import Loaded, find_manifest, list_rounds, load, load_checkpoint
+from aiodiloco.checkpoint.load import Loaded, find_manifest, list_models, list_rounds, load, load_checkpoint
 from aiodiloco.checkpoint.prune import prune
 from aiodiloco.checkpoint.save import Share, Snapshot, save_share, take_share
 
@@ -9,6 +9,7 @@ __all__ = [
     "Share",
     "Snapshot",
     "find_manifest",
+    "list_models",
     "list_rounds",
     "load",
     "load_checkpoint",

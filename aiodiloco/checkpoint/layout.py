@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from aiodiloco.records import JSON
     from aiodiloco.store import Buffer
 
-__all__ = ["CheckpointKeys", "FileEntry", "Manifest", "Part", "checkpoints_of", "files_of", "frozen_key", "share_out"]
+__all__ = [
+    "CHECKPOINTS",
+    "CheckpointKeys",
+    "FileEntry",
+    "Manifest",
+    "Part",
+    "checkpoints_of",
+    "files_of",
+    "frozen_key",
+    "share_out",
+]
 
 T = TypeVar("T")
 
@@ -133,7 +143,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the document; the same bytes whoever writes it."""
-        return json.dumps({"version": 1, **dataclasses.asdict(self)}, sort_keys=True).encode()
+        return json.dumps({"version": 1, **dataclasses.asdict(self)}).encode()
 
     @classmethod
     def from_json(cls, data: Buffer, what: str) -> Self:

@@ -9,7 +9,7 @@ import anyio
 import torch
 
 from aiodiloco.checkpoint.file import read_file
-from aiodiloco.checkpoint.layout import CheckpointKeys, FileEntry, Manifest, checkpoints_of
+from aiodiloco.checkpoint.layout import CHECKPOINTS, CheckpointKeys, FileEntry, Manifest, checkpoints_of
 from aiodiloco.checkpoint.tree import unpack_tree
 from aiodiloco.codec import digest
 from aiodiloco.errors import CheckpointError, ChunkError, KeyNotFoundError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Loaded", "find_manifest", "list_rounds", "load", "load_checkpoint"]
+__all__ = ["Loaded", "find_manifest", "list_models", "list_rounds", "load", "load_checkpoint"]
 
 _FILES_AT_ONCE = 4
 _WORKER_THREADS = 2
@@ -69,6 +69,12 @@ async def list_rounds(store: Store, model_number: int = 0) -> list[int]:
     """Return the rounds of all complete checkpoints of a model, in order."""
     prefix = checkpoints_of(model_number)
     found = [keys.round async for key in store.list(prefix) if (keys := CheckpointKeys.of_manifest(key))]
+    return sorted(found)
+
+
+async def list_models(store: Store) -> list[int]:
+    """Return the numbers of the models that have a complete checkpoint, in order."""
+    found = {keys.model_number async for key in store.list(CHECKPOINTS) if (keys := CheckpointKeys.of_manifest(key))}
     return sorted(found)
 
 

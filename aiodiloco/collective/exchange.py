@@ -77,6 +77,8 @@ class Exchange:
         theirs = iter(index for index in self._order if index not in self._mine)
         async with anyio.create_task_group() as tg:
             tg.start_soon(self._upload)
+            if self._contribution is not None and self.round.position is None:
+                return  # not expected: whatever is decided, it is not this mean with this rank in it
             tg.start_soon(Reducer(self.round, self._contribution).run, self._mine, self._publish)
             for _ in range(self.round.concurrency):
                 tg.start_soon(self._read_all, theirs)

@@ -37,7 +37,7 @@ async def settle(
         done = anyio.Event()
         tg.start_soon(_run, bet, done)
         decision = await wait_for_decision(round_.store, round_.keys, round_.meter)
-        is_won = set(decision.members) == set(round_.members)
+        is_won = round_.me in decision.members and set(decision.members) == set(round_.members)
         if is_won:
             bet.decided()
             await done.wait()

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["AllReduce", "Checkpoints", "DiLoCo", "Emit"]
 
 
+_INNER_STEP = "the inner step of the round"
+
+
 class AllReduce(Protocol):
     """What DiLoCo needs of a transport; `ObjectStoreAllReduce` is one."""
 
@@ -33,13 +36,28 @@ class AllReduce(Protocol):
         self,
         tensors: Mapping[str, Tensor],
         *,
+        weight: float,
         wire: str | None,
         round: int | None,  # noqa: A002 - the field's word
         fragment: int,
         basis: bytes,
         settings: Mapping[str, str],
     ) -> AllReduceReport:
-        """Replace every tensor by its mean over all ranks, in place."""
+        """Replace every tensor by its weighted mean over the round's members, in place."""
+        ...
+
+    async def adopt(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        round: int,  # noqa: A002 - the field's word
+        fragment: int,
+    ) -> AllReduceReport | None:
+        """Replace every tensor by the mean of a round decided without this rank; None if it is not decided."""
+        ...
+
+    async def announce(self, *, round: int, fragment: int) -> None:  # noqa: A002 - the field's word
+        """Have the others wait for this rank in a round."""
         ...
 
 
@@ -92,6 +110,7 @@ class DiLoCo:
         outer: Makes the outer optimizer: `NesterovSGD(…)` or any torch optimizer class or factory.
         wire: Format of the pseudo-gradients on the wire; None takes the transport's. Parameters of float64 travel in
             float64 whatever it is.
+        weigh_by_tokens: Weight replicas by the tokens they saw in the round, as given to `step`, instead of equally.
         fragment: Number of this model on the transport: several models, or other all-reduces, each need their own.
         emit: Receives a `step` event for every inner step and a `round` event for every outer one.
         checkpoints: Takes a checkpoint every few rounds; None takes none.
@@ -102,6 +121,7 @@ class DiLoCo:
     Attributes:
         inner_step: Inner steps taken.
         round: Outer steps taken.
+        is_behind: Whether rounds may have been decided without this replica, which `catch_up` then takes.
         last_round: What the latest all-reduce cost; None before the first.
         bytes_sent, bytes_received: Summed over all rounds since construction.
     """
@@ -115,6 +135,7 @@ class DiLoCo:
         sync_every: int,
         outer: OuterOptimizerFactory | None = None,
         wire: str | None = None,
+        weigh_by_tokens: bool = False,
         fragment: int = 0,
         emit: Emit | None = None,
         checkpoints: Checkpoints | None = None,
@@ -134,6 +155,8 @@ class DiLoCo:
         self._all_reduce = all_reduce
         self._outer = OuterState(trainable, outer or NesterovSGD())
         self._wire = wire
+        self._weigh_by_tokens = weigh_by_tokens
+        self._tokens_before = 0  # the round
         self._fragment = fragment
         self._emit = emit or _ignore
         self._checkpoints = checkpoints
@@ -145,14 +168,17 @@ class DiLoCo:
         self._evaluating = False
         self._is_due = False
         self._averaged: tuple[Mapping[str, Tensor], AllReduceReport] | None = None  # not yet applied
+        self.is_behind = False
+        self._num_calls = 0  # of step
         self._tokens = 0
         self._clock = time.perf_counter()
 
     def steps(self, total: int) -> Iterator[int]:
         """Iterate over the numbers of the inner steps still to take, up to `total` in the whole run.
 
-        Starts where the run is: at 0, or after `load_state_dict` where the saved one was. The last round is shorter
-        when `total` is no multiple of `sync_every`, so that no work is left out of the outer parameters.
+        Starts where the run is: at 0, or where a checkpoint or `load_state_dict` put it. The last round is shorter
+        when `total` is no multiple of `sync_every`, so that no work is left out of the outer parameters. A replica that
+        was left out of rounds skips the numbers the others took meanwhile.
 
         Raises:
             ValueError: `total` is negative or not an int.
@@ -165,10 +191,11 @@ class DiLoCo:
     def _iterate(self, total: int) -> Iterator[int]:
         self._total = total
         while (number := self.inner_step) < total:
+            calls = self._num_calls
             yield number
-            if self.inner_step != number + 1:
+            if self._num_calls != calls + 1:
                 raise RuntimeError(
-                    f"step() was called {self.inner_step - number} times in iteration {number}: call it exactly once"
+                    f"step() was called {self._num_calls - calls} times in iteration {number}: call it exactly once"
                 )
 
     async def step(self, *, loss: float | Tensor | None = None, tokens: int | None = None) -> None:
@@ -181,6 +208,12 @@ class DiLoCo:
         Raises:
             CollectiveError: the round failed; the model is as before it. Repeat it with `synchronize`, or give up.
         """
+        if self.is_behind:
+            done = self.round
+            await self.catch_up()
+            if self.round != done:  # the step just taken began from parameters that are gone
+                self._num_calls += 1
+                return
         if self.advance(loss=loss, tokens=tokens):
             await self.synchronize()
 
@@ -190,6 +223,7 @@ class DiLoCo:
         if self._is_due:
             raise RuntimeError(f"round {self.round} is incomplete: repeat it with synchronize() before training on")
         self.inner_step += 1
+        self._num_calls += 1
         self._report_step(loss, tokens)
         return self.inner_step % self.sync_every == 0 or self.inner_step == self._total
 
@@ -207,6 +241,7 @@ class DiLoCo:
             gradient, basis = round_input
             report = await self._all_reduce.all_reduce(
                 gradient,
+                weight=self._weight(),
                 wire=self._wire,
                 round=self.round,
                 fragment=self._fragment,
@@ -218,6 +253,29 @@ class DiLoCo:
         if self._checkpoints is not None and self._share is not None:
             await self._checkpoints.save(self._share)
             self._share = None
+        if self.is_behind:
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Take the outer steps of all rounds that were decided without this replica, if there are any.
+
+        What it did on its own meanwhile is dropped. `step` and `synchronize` do this where it is needed; called before
+        the first step of a replica that came back, it saves that step.
+
+        Raises:
+            CollectiveError, StoreError: a round's mean cannot be had; the model is as after the last round taken.
+        """
+        began = time.perf_counter()
+        mean = await anyio.to_thread.run_sync(self._outer.zeros)
+        while True:
+            if self._averaged is None:
+                report = await self._all_reduce.adopt(mean, round=self.round, fragment=self._fragment)
+                if report is None:
+                    break
+                self._averaged = mean, report
+            await anyio.to_thread.run_sync(self._take_outer_step, began)
+        await self._all_reduce.announce(round=self.round, fragment=self._fragment)
+        self.is_behind = False
 
     @contextlib.contextmanager
     def outer_weights(self) -> Iterator[nn.Module]:
@@ -278,6 +336,7 @@ class DiLoCo:
         restore_snapshot(loaded, self._model, self._inner_optimizer, self._outer, state)
         self.inner_step = self._synced_at = loaded.inner_step
         self.round = loaded.round
+        self.is_behind = True
 
     def _begin_round(self) -> tuple[dict[str, Tensor], bytes] | None:
         """Return the pseudo-gradient and the digest it is based on; None if there was no inner step since the last."""
@@ -295,7 +354,10 @@ class DiLoCo:
             gradient, report = self._averaged
             self._outer.step(gradient)
             self.round += 1
+            if not report.included:
+                self._note_exclusion(report)
             self._synced_at = self.inner_step
+            self._tokens_before = self._tokens
             self._averaged = None
             self._is_due = False
             self._take_share(report)
@@ -303,6 +365,14 @@ class DiLoCo:
             self.bytes_sent += report.bytes_sent
             self.bytes_received += report.bytes_received
             self._report_round(report, time.perf_counter() - began)
+
+    def _note_exclusion(self, report: AllReduceReport) -> None:
+        """Be where the members of the round are; more rounds may have been decided meanwhile."""
+        self.is_behind = True
+        self.inner_step = int(report.settings[_INNER_STEP])
+        values = [v for state in self._inner_optimizer.state.values() for v in state.values()]
+        if not all(v.isfinite().all() for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()):
+            self._inner_optimizer.state.clear()  # NaN moments would poison the outer parameters' next steps again
 
     def _take_share(self, report: AllReduceReport) -> None:
         """Copy what this replica writes of a checkpoint, if it is time for one and it was in the round."""
@@ -325,11 +395,19 @@ class DiLoCo:
                 num_parts=len(ranks),
             )
 
+    def _weight(self) -> float:
+        tokens = self._tokens - self._tokens_before
+        if not self._weigh_by_tokens:
+            return 1.0
+        if tokens < 1:
+            raise ValueError("weigh_by_tokens needs the tokens of each step: step(tokens=…)")
+        return float(tokens)
+
     def _settings(self) -> dict[str, str]:
         """What makes replicas diverge, or wait for each other in vain, when it is not the same on all."""
         return {
             "sync_every": str(self.sync_every),
-            "the inner step of the round": str(self.inner_step),
+            _INNER_STEP: str(self.inner_step),
             "the outer optimizer": self._outer.settings(),
             "checkpoint_every": str(None if self._checkpoints is None else self._checkpoints.every),
         }

@@ -78,6 +78,10 @@ class OuterState:
     def _on_cpu(self, name: str) -> Tensor:
         return self._local[name].detach().to("cpu", self.parameters[name].dtype)
 
+    def zeros(self) -> dict[str, Tensor]:
+        """Return room for a pseudo-gradient."""
+        return {name: torch.zeros_like(outer) for name, outer in self.parameters.items()}
+
     def step(self, pseudo_gradient: Mapping[str, Tensor]) -> None:
         """Take one outer step along the averaged pseudo-gradient and make it the model's parameters."""
         for name, outer in self.parameters.items():
@@ -113,7 +117,7 @@ class OuterState:
 
     def settings(self) -> str:
         """Return the optimizer's class and hyperparameters as text, the same on replicas that step alike."""
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        groups = [{k: v for k, v in sorted(group.items()) if k != "params"} for group in self.optimizer.param_groups]
         return f"{type(self.optimizer).__name__}{groups}"
 
     def state_dict(self) -> dict[str, Any]:

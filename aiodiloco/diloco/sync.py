@@ -65,12 +65,18 @@ class SyncDiLoCo:
 
     def step(self, *, loss: float | Tensor | None = None, tokens: int | None = None) -> None:
         """Count one inner step, and wait for the round when it is complete; see `DiLoCo.step`."""
-        if self._diloco.advance(loss=loss, tokens=tokens):
+        if self._diloco.is_behind:
+            self._network.call(lambda: self._diloco.step(loss=loss, tokens=tokens))
+        elif self._diloco.advance(loss=loss, tokens=tokens):
             self.synchronize()
 
     def synchronize(self) -> None:
         """Average all replicas' work since the last round now; see `DiLoCo.synchronize`."""
         self._network.call(self._diloco.synchronize)
+
+    def catch_up(self) -> None:
+        """Take the outer steps of all rounds that were decided without this replica; see `DiLoCo.catch_up`."""
+        self._network.call(self._diloco.catch_up)
 
     def outer_weights(self) -> AbstractContextManager[nn.Module]:
         """Hold the outer parameters in the model while inside; see `DiLoCo.outer_weights`."""

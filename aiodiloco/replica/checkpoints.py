@@ -1,4 +1,4 @@
-"""Writing this replica's shares of checkpoints, while training goes on."""
+"""A replica's side of checkpoints: writing its shares while training goes on, and reading them when it comes back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 
-from aiodiloco.checkpoint import Share, prune, save_share
+from aiodiloco.checkpoint import Loaded, Share, find_manifest, list_models, list_rounds, load, prune, save_share
 from aiodiloco.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from anyio.abc import TaskGroup
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from aiodiloco.events import EventWriter
     from aiodiloco.store import Store
 
-__all__ = ["CheckpointWriter"]
+__all__ = ["CheckpointWriter", "recover"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,11 +33,17 @@ class CheckpointWriter:
     """Takes shares of checkpoints over and writes them in the background, one after the other.
 
     A store that fails costs a checkpoint, not the training: it is logged, and the next one is tried anew.
+
+    Args:
+        store: The run's own prefix.
+        events: The run's log.
+        keep_from: Called with a round and a fragment: rounds before it are not needed to recover any more.
     """
 
-    def __init__(self, store: Store, events: EventWriter) -> None:
+    def __init__(self, store: Store, events: EventWriter, keep_from: Callable[[int, int], None]) -> None:
         self._store = store
         self._events = events
+        self._keep_from = keep_from
         self._workers = anyio.CapacityLimiter(_WORKER_THREADS)
         self._send, self._receive = anyio.create_memory_object_stream[Share](0)
         self._tasks: TaskGroup | None = None
@@ -75,5 +82,19 @@ class CheckpointWriter:
         is_whole = await save_share(self._store, share, self._workers)
         seconds = time.perf_counter() - began
         self._events.emit("checkpoint", round=share.round, step=share.inner_step, complete=is_whole, seconds=seconds)
+        model_number = share.keys.model_number
         if is_whole:
-            await prune(self._store, keep=_KEPT, model_number=share.keys.model_number)
+            await prune(self._store, keep=_KEPT, model_number=model_number)
+        if rounds := await list_rounds(self._store, model_number):
+            self._keep_from(rounds[-_KEPT:][0], model_number + 1)
+
+
+async def recover(store: Store, rank: int) -> dict[int, Loaded]:
+    """Return the latest checkpoint of each of the run's models, by number, with what was this rank's own in it.
+
+    Raises:
+        CheckpointError: an object of one is missing or damaged.
+        StoreError: the store cannot be read.
+    """
+    models = await list_models(store)
+    return {number: await load(store, await find_manifest(store, None, number), rank=rank) for number in models}

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
+
+import anyio
 
 from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.diloco import Checkpoints, DiLoCo
+from aiodiloco.errors import StoreError
 from aiodiloco.events import EventWriter
-from aiodiloco.replica.checkpoints import CheckpointWriter
+from aiodiloco.replica.checkpoints import CheckpointWriter, recover
 from aiodiloco.replica.logs import capture_logs
+from aiodiloco.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -19,11 +25,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from aiodiloco.checkpoint import Loaded
     from aiodiloco.collective import AllReduceReport
     from aiodiloco.diloco import OuterOptimizerFactory, Stateful
     from aiodiloco.store import Store
 
 __all__ = ["Replica", "join"]
+
+_OPEN_S = 300.0  # a checkpoint of a large model is read meanwhile
 
 
 class Replica:
@@ -34,10 +43,17 @@ class Replica:
         events: The run's event log.
     """
 
-    def __init__(self, transport: ObjectStoreAllReduce, events: EventWriter, checkpoints: CheckpointWriter) -> None:
+    def __init__(
+        self,
+        transport: ObjectStoreAllReduce,
+        events: EventWriter,
+        checkpoints: CheckpointWriter,
+        recovered: Mapping[int, Loaded],
+    ) -> None:
         self.transport = transport
         self.events = events
         self._checkpoints = checkpoints
+        self._recovered = dict(recovered)
         self._fragments = itertools.count(1)
 
     @property
@@ -79,12 +95,16 @@ class Replica:
         delay: int = 0,
         mix: float = 0.0,
         wire: str | None = None,
+        weigh_by_tokens: bool = False,
         checkpoint_every: int | None = None,
         state: Mapping[str, Stateful] | None = None,
     ) -> DiLoCo:
         """Return a `DiLoCo` that trains `model` as this rank; its steps and rounds go to the run's event log.
 
         For several models call it once for each, in the same order on every rank.
+
+        In a run that has a checkpoint, model and optimizers are set to it here, whatever they were. The rounds since
+        are taken by the first `step`, or by `await diloco.catch_up()` before it.
 
         Args:
             model: Initialised alike on every rank.
@@ -95,7 +115,9 @@ class Replica:
             delay: Inner steps between sending and applying a fragment. This release knows 0.
             mix: Share of the local parameters kept on arrival. This release knows 0.0.
             wire: Format of the pseudo-gradients; None takes the one given to `join`.
-            checkpoint_every: Rounds between two checkpoints of the whole run in its store; None takes none.
+            weigh_by_tokens: Weight replicas by the tokens they saw in the round instead of equally.
+            checkpoint_every: Rounds between two checkpoints of the whole run in its store; None takes none. With
+                them, a replica that died can come back, and a run that stopped goes on.
             state: What a checkpoint should keep of the training loop's own, by name: a data loader, a schedule.
 
         Raises:
@@ -103,17 +125,26 @@ class Replica:
         """
         _check_streaming(fragments, delay, mix)
         fragment = next(self._fragments)
-        return DiLoCo(
+        diloco = DiLoCo(
             model,
             inner_optimizer,
             self.transport,
             sync_every=sync_every,
             outer=outer,
             wire=wire,
+            weigh_by_tokens=weigh_by_tokens,
             fragment=fragment,
             emit=self.events.emit,
             checkpoints=self._plan_checkpoints(checkpoint_every, fragment - 1, state or {}),
         )
+        loaded = self._recovered.pop(fragment - 1, None)
+        if checkpoint_every is not None or loaded is not None:
+            self.transport.keep_from(0 if loaded is None else loaded.round, fragment)
+        if loaded is not None:
+            diloco.restore(loaded)
+            self.events.emit("restored", rank=self.rank, round=loaded.round, step=loaded.inner_step)
+        diloco.is_behind = loaded is not None or self.transport.member.incarnation > 0
+        return diloco
 
     def _plan_checkpoints(
         self, every: int | None, model_number: int, state: Mapping[str, Stateful]
@@ -131,9 +162,16 @@ async def join(
     world_size: int,
     wire: str = "fp32",
     timeout: float = 600.0,
+    min_replicas: int | None = None,
+    grace: float = 10.0,
+    max_norm_ratio: float = math.inf,
+    incarnation: int | None = None,
     log_capture: bool = True,
 ) -> AsyncIterator[Replica]:
     """Join the run at `rendezvous_uri` as `rank` for as long as the context is open.
+
+    A run that has a checkpoint can be joined again: by a rank whose process died, while the others train on, or by all
+    ranks after the whole run stopped. The newest process of a rank holds it; older ones are out.
 
     Args:
         rendezvous_uri: The run's own prefix in a store, the same for all ranks and for no other run.
@@ -141,6 +179,11 @@ async def join(
         world_size: Number of ranks; the first to join fixes it for the run.
         wire: Wire format of its all-reduces unless they name another.
         timeout: Seconds an all-reduce waits for the slowest rank.
+        min_replicas: So many replicas make a round, if the others do not come; None: all of them.
+        grace: Seconds the late are given, at least, once so many are there.
+        max_norm_ratio: Where fewer than all will do, a pseudo-gradient with a norm this many times the median is left
+            out.
+        incarnation: As which process of its rank this one comes, where somebody counts them; None: the next.
         log_capture: Also write what passes the root logger to the event log.
 
     Raises:
@@ -148,17 +191,37 @@ async def join(
         StoreError: the store cannot be used.
         WorldSizeError, RankTakenError: the run has another size, or the rank is held by another process.
     """
-    transport = ObjectStoreAllReduce(rendezvous_uri, rank=rank, world_size=world_size, wire=wire, timeout=timeout)
-    async with transport, EventWriter(transport.store, str(transport.member)) as events:
-        with capture_logs(events) if log_capture else contextlib.nullcontext():
-            events.emit("joined", rank=rank, world_size=world_size, pid=os.getpid())
-            try:
-                async with CheckpointWriter(transport.store, events) as checkpoints:
-                    yield Replica(transport, events, checkpoints)
-            except BaseException as exc:
-                events.emit("left", rank=rank, error=f"{type(exc).__name__}: {exc}")
-                raise
-            events.emit("left", rank=rank, error=None)
+    async with AsyncExitStack() as stack:
+        with anyio.move_on_after(_OPEN_S) as scope:
+            store = await stack.enter_async_context(open_store(rendezvous_uri))
+            recovered = await recover(store, rank)
+        if scope.cancelled_caught:
+            raise StoreError(f"the store at {rendezvous_uri} did not answer within {_OPEN_S:g} s")
+        transport = ObjectStoreAllReduce(
+            store,
+            rank=rank,
+            world_size=world_size,
+            wire=wire,
+            timeout=timeout,
+            min_replicas=min_replicas,
+            grace=grace,
+            max_norm_ratio=max_norm_ratio,
+            incarnation=incarnation,
+            takes_over=bool(recovered),
+        )
+        await stack.enter_async_context(transport)
+        events = await stack.enter_async_context(EventWriter(store, str(transport.member)))
+        stack.enter_context(capture_logs(events) if log_capture else contextlib.nullcontext())
+        events.emit(
+            "joined", rank=rank, world_size=world_size, pid=os.getpid(), incarnation=transport.member.incarnation
+        )
+        try:
+            async with CheckpointWriter(store, events, transport.keep_from) as checkpoints:
+                yield Replica(transport, events, checkpoints, recovered)
+        except BaseException as exc:
+            events.emit("left", rank=rank, error=f"{type(exc).__name__}: {exc}")
+            raise
+        events.emit("left", rank=rank, error=None)
 
 
 def _check_streaming(fragments: int, delay: int, mix: float) -> None:

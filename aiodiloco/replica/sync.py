@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING
 
 from anyio.from_thread import start_blocking_portal
@@ -62,6 +63,7 @@ class SyncReplica:
         delay: int = 0,
         mix: float = 0.0,
         wire: str | None = None,
+        weigh_by_tokens: bool = False,
         checkpoint_every: int | None = None,
         state: Mapping[str, Stateful] | None = None,
     ) -> SyncDiLoCo:
@@ -75,10 +77,14 @@ class SyncReplica:
             delay=delay,
             mix=mix,
             wire=wire,
+            weigh_by_tokens=weigh_by_tokens,
             checkpoint_every=checkpoint_every,
             state=state,
         )
-        return SyncDiLoCo(inner, self._network)
+        diloco = SyncDiLoCo(inner, self._network)
+        if inner.is_behind:
+            diloco.catch_up()
+        return diloco
 
 
 @contextlib.contextmanager
@@ -89,6 +95,10 @@ def join_sync(
     world_size: int,
     wire: str = "fp32",
     timeout: float = 600.0,
+    min_replicas: int | None = None,
+    grace: float = 10.0,
+    max_norm_ratio: float = math.inf,
+    incarnation: int | None = None,
     log_capture: bool = True,
 ) -> Iterator[SyncReplica]:
     """Join the run at `rendezvous_uri` as `rank` for as long as the context is open; see `join`."""
@@ -98,6 +108,10 @@ def join_sync(
         world_size=world_size,
         wire=wire,
         timeout=timeout,
+        min_replicas=min_replicas,
+        grace=grace,
+        max_norm_ratio=max_norm_ratio,
+        incarnation=incarnation,
         log_capture=log_capture,
     )
     with (

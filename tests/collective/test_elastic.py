@@ -251,5 +251,24 @@ def test_a_rank_that_differs_from_the_majority_is_told_so_and_the_others_go_on()
     simulate(main)
 
 
+def test_a_rank_that_comes_back_with_another_state_is_told_so() -> None:
+    """It was not expected, so the members are those that were; it must not wait for a mean of its own kind."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with AsyncExitStack() as stack:
+            ranks = [await stack.enter_async_context(open_rank(store, r, 3)) for r in range(3)]
+            await reduce_together(ranks[:2], 0)
+            await ranks[2].adopt(tensors(2), round=0)
+            await ranks[2].announce(round=1)
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(reduce_together, ranks[:2], 1)
+                with pytest.raises(RoundRefusedError, match="differs"):
+                    await ranks[2].all_reduce(tensors(2, 1), basis=b"diverged")
+        assert anyio.current_time() < 30
+
+    simulate(main)
+
+
 async def _decided(store: MemoryStore, number: int) -> bool:
     return RoundKeys(number, 0).decision in [key async for key in store.list("rounds/")]

@@ -1,0 +1,153 @@
+"""Replicas that die and come back, and runs that stop and go on, in virtual time."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+import torch
+
+from aiodiloco import read_events
+from aiodiloco.replica import join
+from aiodiloco.store import MemoryStore, open_store
+from aiodiloco.testing.simulation import run_in_virtual_time
+from tests.diloco.models import make_model, train_step
+
+WORLD, TOTAL, SYNC_EVERY, STEP_S = 3, 60, 5, 1.0
+
+
+class Run:
+    """Replicas of one run as tasks, each of which can be killed and started again."""
+
+    def __init__(self, name: str, tasks: Any, **options: Any) -> None:
+        self.uri = f"memory://{name}"
+        self.finals: dict[int, bytes] = {}
+        self.scopes: dict[int, anyio.CancelScope] = {}
+        self.rounds: dict[int, list[int]] = {rank: [] for rank in range(WORLD)}
+        self._tasks = tasks
+        self._options = {"checkpoint_every": 1, **options}
+
+    def start(self, rank: int) -> None:
+        self._tasks.start_soon(self._train, rank)
+
+    def start_all(self) -> None:
+        for rank in range(WORLD):
+            self.start(rank)
+
+    def kill(self, rank: int) -> None:
+        self.scopes[rank].cancel()
+
+    async def _train(self, rank: int) -> None:
+        options = dict(self._options)
+        joining = {name: options.pop(name) for name in ("min_replicas", "grace") if name in options}
+        with anyio.CancelScope() as self.scopes[rank]:
+            async with join(self.uri, rank=rank, world_size=WORLD, **joining) as replica:
+                model = make_model()
+                inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+                diloco = replica.diloco(model, inner, sync_every=SYNC_EVERY, wire="bf16", **options)
+                for step in diloco.steps(TOTAL):
+                    loss = train_step(model, inner, rank, step)
+                    await anyio.sleep(STEP_S)
+                    await diloco.step(loss=loss, tokens=8)
+                    self.rounds[rank].append(diloco.round)
+                with diloco.outer_weights():
+                    weights = [p.detach().flatten() for p in model.parameters()]
+                assert diloco.inner_step == TOTAL
+                self.finals[rank] = bytes(torch.cat(weights).view(torch.uint8).tolist())
+
+
+def simulate(main: Any, *args: Any) -> Any:
+    return run_in_virtual_time(partial(main, *args))
+
+
+async def uninterrupted(name: str, **options: Any) -> bytes:
+    async with anyio.create_task_group() as tg:
+        run = Run(name, tg, **options)
+        run.start_all()
+    assert set(run.finals) == set(range(WORLD))
+    assert len(set(run.finals.values())) == 1
+    return run.finals[0]
+
+
+@pytest.mark.parametrize("killed_at", [0.5, 12.5, 31.5, 58.5])
+def test_a_rank_that_dies_and_comes_back_changes_nothing_where_all_are_needed(killed_at: float) -> None:
+    """The others wait; it goes on from its last checkpoint: the run ends with the very bits of one undisturbed."""
+
+    async def main() -> None:
+        expected = await uninterrupted(f"calm-{killed_at}")
+        async with anyio.create_task_group() as tg:
+            run = Run(f"killed-{killed_at}", tg)
+            run.start_all()
+            await anyio.sleep(killed_at)
+            run.kill(1)
+            await anyio.sleep(40)
+            run.start(1)
+        assert run.finals == dict.fromkeys(range(WORLD), expected)
+
+    simulate(main)
+
+
+@pytest.mark.parametrize("killed_at", [12.5, 31.5])
+def test_the_others_train_on_while_a_rank_is_away_and_it_comes_back_to_the_bit(killed_at: float) -> None:
+    """With `min_replicas`: rounds go on without it, and it is in again two rounds after its return at the latest."""
+
+    async def main() -> tuple[int, list[Any]]:
+        uri = f"elastic-{killed_at}"
+        async with anyio.create_task_group() as tg:
+            run = Run(uri, tg, min_replicas=2, grace=3.0)
+            run.start_all()
+            await anyio.sleep(killed_at)
+            run.kill(2)
+            await anyio.sleep(12)
+            assert len(run.rounds[0]) > killed_at / STEP_S
+            run.start(2)
+        assert len(set(run.finals.values())) == 1
+        assert set(run.finals) == set(range(WORLD))
+        async with open_store(run.uri) as store:
+            events, _ = await read_events(store)
+        return len(run.rounds[0]), [e.data for e in events if e.kind == "round" and e.writer == "0-0"]
+
+    _, rounds = simulate(main)
+    present = [data["num_members"] for data in rounds]
+    assert present.count(2) in range(1, 7)
+    assert present[-1] == 3
+    first_gap = present.index(2)
+    assert present[:first_gap] == [3] * first_gap
+    assert anyio is not None
+
+
+@pytest.mark.parametrize("stopped_at", [13.5, 29.0])
+def test_a_run_that_stopped_goes_on_to_the_bit(stopped_at: float) -> None:
+    """All replicas die between two rounds, and all start again, in any order and much later."""
+
+    async def main() -> None:
+        expected = await uninterrupted(f"whole-{stopped_at}")
+        async with anyio.create_task_group() as tg:
+            run = Run(f"stopped-{stopped_at}", tg)
+            run.start_all()
+            await anyio.sleep(stopped_at)
+            for rank in range(WORLD):
+                run.kill(rank)
+            await anyio.sleep(3600)
+            for rank in (2, 0, 1):
+                run.start(rank)
+                await anyio.sleep(7)
+        assert run.finals == dict.fromkeys(range(WORLD), expected)
+
+    simulate(main)
+
+
+def test_old_rounds_and_checkpoints_go_when_later_checkpoints_are_whole() -> None:
+    """The store of a long run does not grow with its rounds."""
+
+    async def main() -> None:
+        await uninterrupted("collected", checkpoint_every=2)
+        store = MemoryStore("collected")
+        rounds = {int(key.split("/")[1][:8]) for key in [k async for k in store.list("rounds/")] if "/0-0/" in key}
+        checkpoints = {key.split("/")[2] for key in [k async for k in store.list("checkpoints/0000/")]}
+        assert rounds <= {8, 9, 10, 11}
+        assert checkpoints == {"00000010", "00000012"}
+
+    simulate(main)
