@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from aiodiloco.collective.meter import Meter
     from aiodiloco.store import Buffer, Store
 
-__all__ = ["Decision", "Manifest", "list_arrivals", "missing_ranks", "read_decision", "wait_for_decision"]
+__all__ = [
+    "Decision",
+    "Manifest",
+    "is_replayable",
+    "list_arrivals",
+    "missing_ranks",
+    "read_decision",
+    "wait_for_decision",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +111,22 @@ def _unless_refused(keys: RoundKeys, decision: Decision) -> Decision:
     if decision.refused is not None:
         raise RoundRefusedError(f"round {keys.round} of fragment {keys.fragment} was refused: {decision.refused}")
     return decision
+
+
+async def is_replayable(store: Store, fragments: Iterable[int]) -> bool:
+    """Return whether all rounds that were decided can still be read from the first on."""
+    for fragment in fragments:
+        keys = RoundKeys(0, fragment)
+        try:
+            decision = Decision.from_json(await store.get(keys.decision))
+        except KeyNotFoundError:
+            continue
+        for member in sorted(decision.members)[:1]:
+            try:
+                await store.get(keys.payload(member), length=0)
+            except KeyNotFoundError:
+                return False
+    return True
 
 
 async def list_arrivals(store: Store, keys: RoundKeys) -> tuple[set[Member], set[Member]]:

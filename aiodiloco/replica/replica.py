@@ -7,17 +7,18 @@ import itertools
 import math
 import os
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 
 from aiodiloco.collective import ObjectStoreAllReduce
+from aiodiloco.collective.decision import is_replayable
 from aiodiloco.diloco import Checkpoints, DiLoCo
 from aiodiloco.errors import StoreError
 from aiodiloco.events import EventWriter
 from aiodiloco.replica.checkpoints import CheckpointWriter, recover
 from aiodiloco.replica.logs import capture_logs
-from aiodiloco.store import open_store
+from aiodiloco.store import Store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
     from aiodiloco.checkpoint import Loaded
     from aiodiloco.collective import AllReduceReport
+    from aiodiloco.collective.plan import Algorithm
     from aiodiloco.diloco import OuterOptimizerFactory, Stateful
-    from aiodiloco.store import Store
 
 __all__ = ["Replica", "join"]
 
+_FIRST_FRAGMENTS = (0, 1)  # rounds of the user's own, and of the first model
 _OPEN_S = 300.0  # a checkpoint of a large model is read meanwhile
 
 
@@ -156,7 +158,7 @@ class Replica:
 
 @contextlib.asynccontextmanager
 async def join(
-    rendezvous_uri: str | os.PathLike[str],
+    rendezvous_uri: Store | str | os.PathLike[str],
     *,
     rank: int,
     world_size: int,
@@ -165,16 +167,19 @@ async def join(
     min_replicas: int | None = None,
     grace: float = 10.0,
     max_norm_ratio: float = math.inf,
+    algorithm: Algorithm | Literal["auto"] = "auto",
     incarnation: int | None = None,
     log_capture: bool = True,
 ) -> AsyncIterator[Replica]:
     """Join the run at `rendezvous_uri` as `rank` for as long as the context is open.
 
-    A run that has a checkpoint can be joined again: by a rank whose process died, while the others train on, or by all
-    ranks after the whole run stopped. The newest process of a rank holds it; older ones are out.
+    A run can be joined again by a rank whose process died, while the others train on or wait for it, and by all ranks
+    after the whole run stopped: as long as its store holds a checkpoint, or all rounds there were. The newest process
+    of a rank holds it; older ones are out.
 
     Args:
-        rendezvous_uri: The run's own prefix in a store, the same for all ranks and for no other run.
+        rendezvous_uri: The run's own prefix in a store, the same for all ranks and for no other run: a URI, or a store
+            to open and close with this.
         rank: 0 .. world_size - 1, each taken once.
         world_size: Number of ranks; the first to join fixes it for the run.
         wire: Wire format of its all-reduces unless they name another.
@@ -183,6 +188,7 @@ async def join(
         grace: Seconds the late are given, at least, once so many are there.
         max_norm_ratio: Where fewer than all will do, a pseudo-gradient with a norm this many times the median is left
             out.
+        algorithm: How means are formed; see `ObjectStoreAllReduce`. The same on all ranks.
         incarnation: As which process of its rank this one comes, where somebody counts them; None: the next.
         log_capture: Also write what passes the root logger to the event log.
 
@@ -193,8 +199,10 @@ async def join(
     """
     async with AsyncExitStack() as stack:
         with anyio.move_on_after(_OPEN_S) as scope:
-            store = await stack.enter_async_context(open_store(rendezvous_uri))
+            given = rendezvous_uri if isinstance(rendezvous_uri, Store) else open_store(rendezvous_uri)
+            store = await stack.enter_async_context(given)
             recovered = await recover(store, rank)
+            can_come_back = bool(recovered) or await is_replayable(store, _FIRST_FRAGMENTS)
         if scope.cancelled_caught:
             raise StoreError(f"the store at {rendezvous_uri} did not answer within {_OPEN_S:g} s")
         transport = ObjectStoreAllReduce(
@@ -206,8 +214,9 @@ async def join(
             min_replicas=min_replicas,
             grace=grace,
             max_norm_ratio=max_norm_ratio,
+            algorithm=algorithm,
             incarnation=incarnation,
-            takes_over=bool(recovered),
+            takes_over=can_come_back,
         )
         await stack.enter_async_context(transport)
         events = await stack.enter_async_context(EventWriter(store, str(transport.member)))
