@@ -34,6 +34,16 @@ class MountService:
         roots = (self._directory / mount_id / _IMPORT_ROOT for mount_id in sorted(mount_ids))
         return [str(root) for root in roots if root.is_dir()]
 
+    def read(self, sha256_hex: str) -> bytes:
+        """Return a file that was uploaded.
+
+        Raises:
+            GRPCError: there is none of this digest.
+        """
+        if sha256_hex not in self._contents:
+            raise GRPCError(Status.FAILED_PRECONDITION, f"no file of SHA-256 {sha256_hex} was uploaded")
+        return self._contents[sha256_hex]
+
     async def mount_batched_check_existence(
         self, request: api_pb2.MountBatchedCheckExistenceRequest, _caller: Caller
     ) -> api_pb2.MountBatchedCheckExistenceResponse:
