@@ -505,6 +505,14 @@ async def test_requests_through_a_proxy_take_the_stock_session():
     assert seen[0][0].startswith("GET http://s3.example/b/k HTTP/1.1")
 
 
+async def test_proxies_for_other_schemes_change_nothing():
+    proxies = {"https": "http://127.0.0.1:9", "no": "localhost", "http": ""}
+    async with raw_server(keep_answering()) as server, session(proxies=proxies) as http:
+        response = await http.send(request("GET", server.url, stream=True))
+        assert response.raw.__class__.__name__ == "ResponseBody"
+        assert await response.content == b"ok"
+
+
 # Cancellation
 
 

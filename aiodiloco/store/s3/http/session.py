@@ -70,7 +70,7 @@ class DirectSession:
         self._make_context = partial(tls_context, verify, client_cert)
         self._context: ssl.SSLContext | None = None
         self._idle = IdleConnections(max_pool_connections, (connector_args or {}).get("keepalive_timeout") or _KEEP_S)
-        self._proxied = bool(proxies)
+        self._proxied = {scheme for scheme, proxy in (proxies or {}).items() if proxy}
         self._stock = AIOHTTPSession(
             verify=verify,
             proxies=proxies,
@@ -106,9 +106,9 @@ class DirectSession:
                 out.
         """
         body = _bytes_of(request.body)
-        if body is None or self._proxied:
-            return await self._stock.send(request)
         url = urlsplit(request.url)
+        if body is None or url.scheme in self._proxied:
+            return await self._stock.send(request)
         head, raw = await self._exchange(request, url, body)
         response = AioAWSResponse(request.url, head.status, dict(head.headers), raw)
         if not request.stream_output:
