@@ -29,6 +29,8 @@ def prepare_client(
     try:
         from aiobotocore.config import AioConfig
         from aiobotocore.session import AioSession
+
+        from aiodiloco.store.s3.http import DirectSession
     except ModuleNotFoundError as exc:
         raise ImportError(f"s3:// stores need {exc.name}: pip install 'aiodiloco[s3]'") from exc
 
@@ -47,7 +49,7 @@ def prepare_client(
         retries={"mode": "standard", "total_max_attempts": max_attempts},
         s3={"addressing_style": location.addressing, "payload_signing_enabled": False},
         user_agent_extra="aiodiloco",
-        **({} if http_session is None else {"http_session_cls": http_session}),
+        http_session_cls=http_session or DirectSession,
     )
     return functools.partial(
         session.create_client,

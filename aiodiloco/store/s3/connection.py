@@ -46,7 +46,7 @@ class Connection:
         location: Bucket and settings.
         timeout_s: Seconds without a byte until a request is given up, to be tried again.
         max_attempts: How often botocore sends one request at most.
-        http_session: The session class that carries requests; None is aiobotocore's own, on aiohttp.
+        http_session: The session class that carries requests; None is `http.DirectSession`.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class S3Store:
         timeout_s: Seconds without a byte until a request is given up, to be tried again, > 0.
         max_attempts: How often a request is sent at most, >= 1.
         http_session: The class that carries requests, as `http_session_cls` of aiobotocore's `AioConfig`; None for
-            its own.
+            this library's, which copies no payload. `aiobotocore.httpsession.AIOHTTPSession` is aiobotocore's own.
     """
 
     def __init__(

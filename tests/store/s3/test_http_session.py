@@ -16,7 +16,8 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
-from aiodiloco.store.s3.http import DirectSession, Payload
+from aiodiloco.store.s3.http import DirectSession
+from aiodiloco.store.s3.payload import Payload
 from aiodiloco.testing.cancellation import cancel_at_every_step
 from tests.store.s3.raw_server import OK, raw_server
 

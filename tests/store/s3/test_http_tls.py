@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from aiodiloco.store.s3.http import DirectSession, Payload
+from aiodiloco.store.s3.http import DirectSession
+from aiodiloco.store.s3.payload import Payload
 from tests.store.s3.raw_server import OK, Peer, raw_server
 
 MIB = 1024 * 1024

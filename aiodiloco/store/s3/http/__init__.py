@@ -1,6 +1,5 @@
 """A small HTTP/1.1 client under aiobotocore, for payloads that must not be copied."""
 
-from aiodiloco.store.s3.http.payload import Payload
 from aiodiloco.store.s3.http.session import DirectSession
 
-__all__ = ["DirectSession", "Payload"]
+__all__ = ["DirectSession"]

@@ -23,8 +23,8 @@ from aiodiloco.store.s3.http.body import ResponseBody
 from aiodiloco.store.s3.http.connect import Origin, connect, tls_context
 from aiodiloco.store.s3.http.connection import Connection, PeerClosedError
 from aiodiloco.store.s3.http.head import MalformedResponseError, ResponseHead, encode_head
-from aiodiloco.store.s3.http.payload import Payload
 from aiodiloco.store.s3.http.pool import IdleConnections
+from aiodiloco.store.s3.payload import Payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
