@@ -47,6 +47,10 @@ class Connection:
         timeout_s: Seconds without a byte until a request is given up, to be tried again.
         max_attempts: How often botocore sends one request at most.
         http_session: The session class that carries requests; None is `http.DirectSession`.
+
+    Attributes:
+        client: For all requests but those for objects' contents.
+        objects: What puts and gets objects: the client or, at less cost, `http.DirectCalls`.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Connection:
     ) -> None:
         self.location = location
         self.client: Any = None  # aiobotocore makes its client classes at run time, without types
+        self.objects: Any = None
         self._timeout_s = timeout_s
         self._max_attempts = max_attempts
         self._http_session = http_session
@@ -94,6 +99,7 @@ class Connection:
         create = await to_thread.run_sync(self._prepare)
         async with AsyncExitStack() as stack:
             self.client = await stack.enter_async_context(create())
+            self.objects = self._direct_calls()
             self._loop = asyncio.get_running_loop()
             yield
             self._stack = stack.pop_all()
@@ -102,6 +108,11 @@ class Connection:
         """Close the client and its connections."""
         with anyio.move_on_after(_CLOSE_S, shield=True):
             await self._stack.aclose()
+
+    def _direct_calls(self) -> Any:  # noqa: ANN401 - the client has no type
+        from aiodiloco.store.s3.http import DirectCalls
+
+        return self.client if self.location.checksums else DirectCalls(self.client)
 
     def _prepare(self) -> Callable[[], AbstractAsyncContextManager[Any]]:
         return prepare_client(

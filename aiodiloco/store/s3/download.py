@@ -112,7 +112,7 @@ async def _read_on(connection: Connection, key: str, reading: _Reading) -> memor
 
     async with connection.slot() as slot:
         try:
-            response = await connection.client.get_object(**connection.target(key), **reading.range_header())
+            response = await connection.objects.get_object(**connection.target(key), **reading.range_header())
         except ClientError as exc:
             if status_of(exc) != 416 and code_of(exc) != "InvalidRange":
                 raise

@@ -29,7 +29,7 @@ async def put(connection: Connection, key: str, payload: Payload, **conditions: 
     checksum = await _checksum(payload.view) if connection.location.checksums else {}
     async with connection.slot() as slot:
         payload.on_slice = slot.moved
-        await connection.client.put_object(
+        await connection.objects.put_object(
             **connection.target(key), Body=payload, ContentLength=payload.view.nbytes, **checksum, **conditions
         )
 
