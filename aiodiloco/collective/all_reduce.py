@@ -24,7 +24,7 @@ from aiodiloco.collective.payload import Payload
 from aiodiloco.collective.plan import ALGORITHMS, Algorithm, Link, choose_algorithm, choose_chunk_bytes, make_grid
 from aiodiloco.collective.round import Round
 from aiodiloco.errors import CollectiveError, RoundTimeoutError, StoreError
-from aiodiloco.store import Store, open_store, probe
+from aiodiloco.store import ResilientStore, Store, open_store, probe
 from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 _WORKER_THREADS = 2  # per rank: one encodes while one reduces; more only fight over memory bandwidth
 _ENTER_BOUND_S = 60.0
+_JOINING_PATIENCE_S = 15.0  # with a store that fails, before the run begins
+_ASKING_PATIENCE_S = 2.0  # for what a round can do without: an explanation, a deletion
 _DECIDER_PATIENCE_S = 1.0  # after this a rank that has the whole mean decides the round itself
 _COMPLAIN_AFTER_S = 30.0
 _WEIGHTS = (1e-20, 1e20)  # products with any sane value stay within float32
@@ -107,8 +109,11 @@ class ObjectStoreAllReduce:
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency}")
         _check_positive("timeout", timeout)
-        self.store = store if isinstance(store, Store) else open_store(store)
-        self._owns_store = self.store is not store
+        given = store if isinstance(store, Store) else open_store(store)
+        self._owns_store = given is not store
+        self.store: Store = ResilientStore(given)  # every wait of a round has its own bound
+        self._joining_store = ResilientStore(given, patience_s=_JOINING_PATIENCE_S)
+        self._asking_store = ResilientStore(given, patience_s=_ASKING_PATIENCE_S)
         self.member = Member(rank, 0)
         self.world_size = world_size
         self.wire = wire
@@ -121,7 +126,7 @@ class ObjectStoreAllReduce:
         self._next_round: dict[int, int] = {}
         self._busy: set[int] = set()
         self._sent: dict[RoundKeys, dict[int, bytes]] = {}
-        self._cleanup = Cleanup(self.store, concurrency)
+        self._cleanup = Cleanup(self._asking_store, concurrency)
         self._nonce = secrets.token_hex(8)
         self._has_contributed = False
         self._calls: set[anyio.CancelScope] = set()
@@ -139,8 +144,8 @@ class ObjectStoreAllReduce:
             with anyio.move_on_after(_ENTER_BOUND_S) as scope:
                 if self._owns_store:
                     await stack.enter_async_context(self.store)
-                await probe(self.store)
-                await claim_rank(self.store, self.member, self.world_size, self._nonce)
+                await probe(self._joining_store)
+                await claim_rank(self._joining_store, self.member, self.world_size, self._nonce)
             if scope.cancelled_caught:
                 raise StoreError(f"the store at {self.store.uri} did not answer within {_ENTER_BOUND_S:g} s")
             self._workers = anyio.CapacityLimiter(_WORKER_THREADS)
@@ -279,7 +284,7 @@ class ObjectStoreAllReduce:
         _log.warning("%s takes long: %s", _name(keys), await self._whom_it_waits_for(keys))
 
     async def _whom_it_waits_for(self, keys: RoundKeys) -> str:
-        return await whom_it_waits_for(self.store, keys, self.member, self._members, self.world_size)
+        return await whom_it_waits_for(self._asking_store, keys, self.member, self._members, self.world_size)
 
     def _plan(self, request: _Request) -> tuple[Round, Payload]:
         """Return the round and what goes into it. Runs in a worker thread: it may copy tensors and hash names."""

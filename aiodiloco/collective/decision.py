@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
 from aiodiloco.collective.agreement import Agreement, explain_differences
-from aiodiloco.collective.documents import parse_document
+from aiodiloco.collective.documents import parse_document, seal_document
 from aiodiloco.collective.keys import Member, RoundKeys
-from aiodiloco.collective.waiting import get_when_there
-from aiodiloco.errors import KeyNotFoundError, RoundRefusedError
+from aiodiloco.collective.waiting import get_when_there, read_intact
+from aiodiloco.errors import ChunkError, KeyNotFoundError, RoundRefusedError
 from aiodiloco.store.fan_out import map_concurrently
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from aiodiloco.collective.meter import Meter
     from aiodiloco.store import Buffer, Store
 
-__all__ = ["Decision", "Manifest", "decide", "missing_ranks", "refuse", "wait_for_decision"]
+__all__ = ["Decision", "Manifest", "decide", "missing_ranks", "refuse", "refuse_because", "wait_for_decision"]
+
+T = TypeVar("T")
 
 _READS_AT_ONCE = 32  # of manifests: small objects, so latency is all they cost
 _MOST_NAMED = 5
@@ -46,8 +47,8 @@ class Manifest:
     non_finite: str | None = None
 
     def to_json(self) -> bytes:
-        """Return the manifest as JSON."""
-        return json.dumps(vars(self)).encode()
+        """Return the manifest as a document."""
+        return seal_document(vars(self))
 
     @classmethod
     def from_json(cls, data: Buffer) -> Manifest:
@@ -64,13 +65,13 @@ class Decision:
     refused: str | None = None
 
     def to_json(self) -> bytes:
-        """Return the decision as JSON."""
+        """Return the decision as a document."""
         members = [[m.rank, m.incarnation, weight] for m, weight in sorted(self.members.items())]
-        return json.dumps({"version": 1, "members": members, "refused": self.refused}).encode()
+        return seal_document({"version": 1, "members": members, "refused": self.refused})
 
     @classmethod
     def from_json(cls, data: Buffer) -> Decision:
-        """Return the decision that `to_json` wrote."""
+        """Return the decision that `to_json` wrote. Raises ChunkError when `data` is not one."""
         fields = parse_document(data, "a decision", "members", "refused")
         return cls({Member(rank, inc): weight for rank, inc, weight in fields["members"]}, fields["refused"])
 
@@ -82,9 +83,13 @@ async def decide(store: Store, keys: RoundKeys, members: Iterable[Member], meter
     """
 
     async def read(member: Member) -> tuple[Member, Manifest]:
-        return member, Manifest.from_json(await get_when_there(store, keys.manifest(member), meter))
+        return member, await _read_when_there(store, keys.manifest(member), Manifest.from_json, meter)
 
-    manifests = dict(await map_concurrently(read, members, limit=_READS_AT_ONCE))
+    try:
+        manifests = dict(await map_concurrently(read, members, limit=_READS_AT_ONCE))
+    except ChunkError as exc:
+        await refuse_because(store, keys, f"a manifest cannot be read: {exc}", meter)
+        return
     if len({m.agreement for m in manifests.values()}) > 1:
         await refuse(store, keys, members, meter)
     elif bad := {member.rank: m.non_finite for member, m in manifests.items() if m.non_finite}:
@@ -99,14 +104,30 @@ async def refuse(store: Store, keys: RoundKeys, members: Iterable[Member], meter
         await store.get(keys.decision, length=0)
         return
     agreements: dict[int, Agreement] = {}
+    damaged: dict[int, str] = {}
 
     async def read(member: Member) -> None:
-        agreements[member.rank] = Agreement.from_json(await get_when_there(store, keys.payload(member), meter))
+        try:
+            agreements[member.rank] = await _read_when_there(store, keys.payload(member), Agreement.from_json, meter)
+        except ChunkError as exc:
+            damaged[member.rank] = f"what rank {member.rank} contributed cannot be read: {exc}"
 
     with anyio.move_on_after(_PATIENCE_S):
         await map_concurrently(read, members, limit=_READS_AT_ONCE)
-    reason = explain_differences(agreements) or "contributions differ in a way their payload.json does not show"
+    reason = explain_differences(agreements) or "; ".join(damaged.values())
+    await refuse_because(store, keys, reason or "contributions differ in a way their payload.json does not show", meter)
+
+
+async def refuse_because(store: Store, keys: RoundKeys, reason: str, meter: Meter) -> None:
+    """Write a decision against the round, unless there is one, for a reason that is known."""
     await _write(store, keys, Decision({}, reason), meter)
+
+
+async def _read_when_there(store: Store, key: str, parse: Callable[[Buffer], T], meter: Meter) -> T:
+    async def read() -> T:
+        return parse(await get_when_there(store, key, meter))
+
+    return await read_intact(key, read)
 
 
 async def _write(store: Store, keys: RoundKeys, decision: Decision, meter: Meter) -> None:
@@ -127,8 +148,9 @@ async def wait_for_decision(store: Store, keys: RoundKeys, meter: Meter) -> Deci
 
     Raises:
         RoundRefusedError: the round was refused; the same error on every rank.
+        ChunkError: the decision cannot be read.
     """
-    decision = Decision.from_json(await get_when_there(store, keys.decision, meter))
+    decision = await _read_when_there(store, keys.decision, Decision.from_json, meter)
     if decision.refused is not None:
         raise RoundRefusedError(f"round {keys.round} of fragment {keys.fragment} was refused: {decision.refused}")
     return decision

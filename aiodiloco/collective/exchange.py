@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from aiodiloco.codec import REDUCED, get_codec, mean_wire, unpack_chunk
+from aiodiloco.codec import get_codec, mean_wire, unpack_chunk
 from aiodiloco.collective.contribution import Contribution
 from aiodiloco.collective.plan import owned_chunks, ring_order
-from aiodiloco.collective.reduction import Reducer, check_header
-from aiodiloco.collective.waiting import get_when_there
+from aiodiloco.collective.receiving import receive_mean
+from aiodiloco.collective.reduction import Reducer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
@@ -83,7 +83,4 @@ class Exchange:
     async def _read_all(self, indices: Iterator[int]) -> None:
         round_ = self._round
         for index in indices:
-            data = await get_when_there(round_.store, round_.reduced_key(index), round_.meter)
-            header, _ = await round_.in_worker(lambda data=data: unpack_chunk(data))  # type: ignore[misc]
-            check_header(header, round_.grid[index], REDUCED)
-            self.mean[index] = data
+            self.mean[index] = (await receive_mean(round_, round_.grid[index])).data

@@ -10,8 +10,8 @@ import torch
 from aiodiloco.codec import REDUCED, ChunkHeader, get_codec, mean_wire, pack_chunk, unpack_chunk
 from aiodiloco.codec.pieces import pieces
 from aiodiloco.collective.decision import refuse, wait_for_decision
-from aiodiloco.collective.waiting import get_when_there
-from aiodiloco.errors import ChunkError, CollectiveError
+from aiodiloco.collective.receiving import receive_chunk
+from aiodiloco.errors import CollectiveError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aiodiloco.collective.plan import Chunk
     from aiodiloco.collective.round import Round
 
-__all__ = ["Accumulator", "Reducer", "check_header"]
+__all__ = ["Accumulator", "Reducer"]
 
 
 class Accumulator:
@@ -92,12 +92,11 @@ class Reducer:
         round_ = self._round
         if member == round_.me:
             data = await self._contribution.take(chunk.index)
+            header, body = await round_.in_worker(lambda: unpack_chunk(data))
         else:
-            data = await get_when_there(round_.store, round_.keys.chunk(member, chunk.index), round_.meter)
-        header, body = await round_.in_worker(lambda: unpack_chunk(data))
+            _, header, body = await receive_chunk(round_, member, chunk)
         if header.payload != round_.digest:
             await self._refuse(member)
-        check_header(header, chunk, member.rank)
         arrival.set(body, header.weight)
 
     async def _refuse(self, member: Member) -> None:
@@ -131,15 +130,3 @@ class _Arrival:
         value, self._value = self._value, None
         assert value is not None
         return value
-
-
-def check_header(header: ChunkHeader, chunk: Chunk, rank: int) -> None:
-    """Raise ChunkError unless a valid chunk is also the one that was asked for."""
-    codec = mean_wire(chunk.codec) if rank == REDUCED else chunk.codec
-    got = (header.codec, header.numel, header.chunk, header.rank)
-    if got != (codec, chunk.numel, chunk.index, rank):
-        raise ChunkError(
-            f"chunk {chunk.index} from rank {rank} should be {chunk.numel} × {codec}, but its key holds "
-            f"chunk {header.chunk} from rank {header.rank}, {header.numel} × {header.codec}: "
-            "is another run writing under this prefix?"
-        )

@@ -1,20 +1,25 @@
-"""Waiting for an object that another replica will write."""
+"""Waiting for an object that another replica will write, and reading it again where it came damaged."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from aiodiloco.errors import KeyNotFoundError
+from aiodiloco.errors import ChunkError, KeyNotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from aiodiloco.collective.meter import Meter
     from aiodiloco.store import Store
 
-__all__ = ["Backoff", "get_when_there"]
+__all__ = ["Backoff", "get_when_there", "read_intact"]
+
+T = TypeVar("T")
 
 _FIRST_S, _LONGEST_S, _GROWTH = 0.010, 0.500, 1.5
+_MOST_READS = 6  # of which each is damaged on the way by itself; where all are, the object is
 
 
 class Backoff:
@@ -42,3 +47,25 @@ async def get_when_there(store: Store, key: str, meter: Meter) -> memoryview:
         else:
             meter.bytes_received += data.nbytes
             return data
+
+
+async def read_intact(key: str, read: Callable[[], Awaitable[T]]) -> T:
+    """Return `await read()`, made again some times where that raises ChunkError: a read can be damaged on its way.
+
+    Args:
+        key: What is read, to name in the error.
+        read: Gets the object and checks it.
+
+    Raises:
+        ChunkError: it is the object that is damaged.
+    """
+    backoff = Backoff()
+    for _ in range(_MOST_READS - 1):
+        try:
+            return await read()
+        except ChunkError:
+            await backoff.pause()
+    try:
+        return await read()
+    except ChunkError as exc:
+        raise ChunkError(f"{key}, read {_MOST_READS} times: {exc}") from exc

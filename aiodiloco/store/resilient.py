@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 _FIRST_S, _LONGEST_S, _GROWTH = 0.02, 5.0, 2.0
 _COMPLAIN_AFTER_S, _COMPLAIN_EVERY_S = 10.0, 30.0
-_LOOKS = 3  # a read may be damaged on its way; three in a row hardly ever are
+_LOOKS = 6  # a read may be damaged on its way; six in a row are not
 
 
 class ResilientStore:

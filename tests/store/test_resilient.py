@@ -80,7 +80,7 @@ class Scripted(MemoryStore):
         ["lost"],
         ["503", "lost", "503", "lost"],
         ["lost", "ok", "503", "ok"],  # the second write, then a look at the object
-        ["lost", "ok", "garbled", "garbled", "ok"],
+        ["lost", "ok", *["garbled"] * 5, "ok"],
     ],
 )
 async def test_a_write_whose_reply_was_lost_is_this_callers(script):
