@@ -11,8 +11,8 @@ import modal
 import pytest
 from anyio.lowlevel import checkpoint
 
-from aiodiloco.errors import KeyNotFoundError, StoreError, StoreUnsupportedError
-from aiodiloco.store import join_uri, open_store, probe
+from aiodiloco.errors import KeyNotFoundError, StoreError, StoreUnavailableError, StoreUnsupportedError
+from aiodiloco.store import ResilientStore, join_uri, open_store, probe
 from aiodiloco.store.fan_out import map_concurrently
 from aiodiloco.store.volume import creation
 from aiodiloco.store.volume.claims import Claim, Claims
@@ -37,10 +37,18 @@ def client(loopback_modal_server: LoopbackModal) -> modal.Client:
     return anyio.run(loopback_modal_server.client)
 
 
-@pytest.fixture(params=[1, 2])
-async def volume(request: pytest.FixtureRequest, client: modal.Client) -> modal.Volume:
+@pytest.fixture
+def version() -> int:
+    return 1
+
+
+both_versions = pytest.mark.parametrize("version", [1, 2])
+
+
+@pytest.fixture
+async def volume(version: int, client: modal.Client) -> modal.Volume:
     name = f"faults-{uuid.uuid4().hex}"
-    volume = modal.Volume.from_name(name, create_if_missing=True, version=request.param, client=client)
+    volume = modal.Volume.from_name(name, create_if_missing=True, version=version, client=client)
     await volume.hydrate.aio()
     return volume
 
@@ -71,6 +79,7 @@ async def until_struck(fault: Fault) -> None:
 # One winner.
 
 
+@both_versions
 async def test_writers_of_equal_bytes_have_one_winner(store: VolumeStore) -> None:
     for index in range(5):
         won = await map_concurrently(lambda _, key=f"object/{index}": store.put_if_absent(key, b"same"), range(8))
@@ -108,6 +117,7 @@ async def test_a_creator_that_died_and_was_deleted_does_not_come_back(store: Vol
     assert bytes(await store.get("object")) == b"anew"
 
 
+@both_versions
 async def test_a_slow_creator_is_waited_for(store: VolumeStore, loopback_modal: LoopbackModal, put_rpc: str) -> None:
     """Nobody else writes, and nobody says that the object exists before it does."""
     fault = loopback_modal.faults.latency(0.3, put_rpc)
@@ -124,6 +134,7 @@ async def test_a_slow_creator_is_waited_for(store: VolumeStore, loopback_modal: 
     assert fault.struck == (1 if put_rpc == "VolumePutFiles" else 2)
 
 
+@both_versions
 async def test_an_object_deleted_with_other_tools_can_be_created_again(
     store: VolumeStore, volume: modal.Volume
 ) -> None:
@@ -144,12 +155,13 @@ async def test_claims_that_expired_decide_nothing(
     assert await store.put_if_absent("object", b"third") is True
 
 
-@pytest.mark.parametrize("rpc", ["DictUpdate", "VolumePutFiles*", "MountPutFile"])
+@both_versions
+@pytest.mark.parametrize("rpc", ["DictUpdate", "VolumePutFiles*"])
 async def test_a_creator_whose_answers_are_lost_knows_that_it_won(
     store: VolumeStore, loopback_modal: LoopbackModal, rpc: str
 ) -> None:
     """The request that is sent again finds its own claim, and its own file."""
-    loopback_modal.faults.lost_response(rpc, times=2)
+    loopback_modal.faults.lost_response(rpc)
     assert await store.put_if_absent("object", b"mine") is True
     assert bytes(await store.get("object")) == b"mine"
     assert await store.put_if_absent("object", b"other") is False
@@ -158,6 +170,7 @@ async def test_a_creator_whose_answers_are_lost_knows_that_it_won(
 # Batches.
 
 
+@both_versions
 async def test_writes_that_wait_share_a_request(
     store: VolumeStore, loopback_modal: LoopbackModal, put_rpc: str
 ) -> None:
@@ -206,6 +219,7 @@ async def test_a_cancelled_write_takes_no_other_with_it(
     assert [key async for key in store.list("chunks/") if key != "chunks/0"] == [f"chunks/{index}" for index in kept]
 
 
+@both_versions
 async def test_a_write_that_is_refused_fails_alone(
     store: VolumeStore, loopback_modal: LoopbackModal, put_rpc: str
 ) -> None:
@@ -251,7 +265,7 @@ async def test_what_hangs_is_given_up(
         ]
         started = time.monotonic()
         for call in calls:
-            with pytest.raises(StoreError, match=r"Modal did not answer within 0\.2 s"):
+            with pytest.raises(StoreUnavailableError, match=r"Modal did not answer within 0\.2 s"):
                 await call
         assert time.monotonic() - started < 30, "each is bounded"
 
@@ -259,16 +273,28 @@ async def test_what_hangs_is_given_up(
 async def test_what_is_unavailable_for_a_moment_is_not_noticed(
     store: VolumeStore, loopback_modal: LoopbackModal
 ) -> None:
-    fault = loopback_modal.faults.unavailable("VolumeGetFile2", times=2)
     await store.put("object", b"x")
+    reading = loopback_modal.faults.unavailable("VolumeGetFile2", times=2)
+    listing = loopback_modal.faults.unavailable("VolumeListFiles*", times=3)
     assert bytes(await store.get("object")) == b"x"
-    assert fault.struck == 2
+    assert [key async for key in store.list()] == ["object"]
+    assert (reading.struck, listing.struck) == (2, 3)
 
 
-async def test_a_store_that_is_throttled_says_so(store: VolumeStore, loopback_modal: LoopbackModal) -> None:
+async def test_what_is_unavailable_for_longer_is_told_from_other_trouble(
+    store: VolumeStore, loopback_modal: LoopbackModal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a `ResilientStore` asks again; an object it had claimed by then is its own."""
+    monkeypatch.setattr(creation, "_PATIENCE_S", 0.05)
     loopback_modal.faults.throttle("DictUpdate", times=1)
-    with pytest.raises(StoreError, match=r"claiming object in .*ResourceExhaustedError: injected: throttled"):
+    with pytest.raises(StoreUnavailableError, match=r"claiming object .*ExhaustedError: injected: throttled"):
         await store.put_if_absent("object", b"x")
+    loopback_modal.faults.throttle("VolumePutFiles*", times=1)
+    assert await ResilientStore(store).put_if_absent("object", b"x") is True
+    async with loopback_modal.down():
+        with pytest.raises(StoreUnavailableError, match="reading object in"):
+            await store.get("object")
+    assert await ResilientStore(store, patience_s=10).get("object") == b"x"
 
 
 # Assumptions that do not hold.

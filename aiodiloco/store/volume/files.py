@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from typing import TYPE_CHECKING
 
+import anyio
 import modal
+from grpclib.exceptions import StreamTerminatedError
 
 from aiodiloco.store.volume.errors import RefusedError, asking
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from aiodiloco.store.volume.batches import Upload
 
 __all__ = ["VolumeFiles"]
+
+_LIST_ATTEMPTS = 4
+_FIRST_PAUSE_S = 0.1
 
 
 class VolumeFiles:
@@ -69,21 +75,31 @@ class VolumeFiles:
         """Return whether there is a file, not a directory, at `path`."""
         try:
             with asking(f"looking up {path} in {self._name}", timeout_s=self._timeout_s):
-                async with contextlib.aclosing(self._volume.iterdir.aio(f"/{path}", recursive=False)) as entries:
-                    return (found := await anext(entries, None)) is not None and found.path.strip("/") == path
+                return path in await self._list(path, recursive=False)
         except (FileNotFoundError, RefusedError):  # nothing is there, or a file is where a directory would be
             return False
 
-    async def list(self, directory: str) -> list[str]:
+    async def files_below(self, directory: str) -> list[str]:
         """Return the paths of all files below a directory, unsorted; none if there is no such directory."""
         try:
             with asking(f"listing {directory!r} in {self._name}", timeout_s=self._timeout_s):
-                entries = self._volume.iterdir.aio(f"/{directory}", recursive=True)
-                return [
-                    entry.path.strip("/") async for entry in entries if entry.type == modal.types.FileEntryType.FILE
-                ]
+                return await self._list(directory, recursive=True)
         except (FileNotFoundError, RefusedError):
             return []
+
+    async def _list(self, path: str, *, recursive: bool) -> list[str]:
+        """Return the paths of files. The client repeats requests that fail for the moment, but not these."""
+        pause_s = _FIRST_PAUSE_S
+        for attempt in itertools.count(1):
+            try:
+                entries = await self._volume.listdir.aio(f"/{path}", recursive=recursive)
+                return [entry.path.strip("/") for entry in entries if entry.type == modal.types.FileEntryType.FILE]
+            except (modal.exception.ServiceError, modal.exception.InternalError, StreamTerminatedError):
+                if attempt == _LIST_ATTEMPTS:
+                    raise
+            await anyio.sleep(pause_s)
+            pause_s *= 2
+        raise AssertionError("unreachable")
 
     async def remove(self, path: str) -> None:
         """Remove a file, if there is one."""

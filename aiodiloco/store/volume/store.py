@@ -97,7 +97,7 @@ class VolumeStore:
         whole = self._root + prefix
         opened = self._open()
         async with opened.gate:
-            paths = await opened.files.list(whole[: whole.rfind("/") + 1])
+            paths = await opened.files.files_below(whole[: whole.rfind("/") + 1])
         keys = (path[len(self._root) :] for path in paths if path.startswith(whole))
         for key in sorted(key for key in keys if key > start_after and _is_key(key)):
             yield key
