@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from aiodiloco.store.s3.location import S3Location
 
-__all__ = ["CONNECT_S", "MAX_PAUSE_S", "prepare_client"]
+__all__ = ["MAX_PAUSE_S", "prepare_client"]
 
-CONNECT_S = 10.0
+_CONNECT_S = 10.0
 MAX_PAUSE_S = 20.0  # botocore's longest between two attempts
 
 
@@ -40,7 +40,7 @@ def prepare_client(
     # Nobody reads the times, and turning them into datetimes is half the cost of a listing.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
     config = AioConfig(
-        connect_timeout=CONNECT_S,
+        connect_timeout=min(_CONNECT_S, timeout_s),
         read_timeout=timeout_s,
         max_pool_connections=location.concurrency,
         parameter_validation=False,
