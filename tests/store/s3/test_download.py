@@ -184,8 +184,8 @@ async def test_a_reply_that_is_not_what_was_asked_for_is_refused(
 async def test_an_announced_size_beyond_all_memory_is_an_error_before_anything_is_allocated(
     store: S3Store, proxy: FaultyProxy
 ) -> None:
-    proxy.decide = lambda _: Reply(200, announced=2**62)
-    with pytest.raises(StoreError, match="4611686018427387904 bytes, for which there is no memory"):
+    proxy.decide = lambda _: Reply(200, announced=2**55)
+    with pytest.raises(StoreError, match="36028797018963968 bytes, for which there is no memory"):
         await store.get("object")
 
 

@@ -13,7 +13,15 @@ import aiohttp
 import anyio
 import pytest
 
-from aiodiloco import S3Store, StoreAccessError, StoreError, StoreUnsupportedError, open_store, probe
+from aiodiloco import (
+    S3Store,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+    StoreUnsupportedError,
+    open_store,
+    probe,
+)
 from aiodiloco.testing.s3 import FaultyProxy, moto_server, rclone_server
 from aiodiloco.testing.s3.proxy import Reply
 
@@ -70,9 +78,17 @@ async def error_of_opening(uri: str) -> StoreError:
             StoreAccessError,
             "if it wants TLS, write https:// in the endpoint",
         ),
-        (Reply(503, "SlowDown", "Slow."), StoreError, "overloaded or out of order, 5 times in a row (SlowDown: Slow"),
+        (
+            Reply(503, "SlowDown", "Slow."),
+            StoreUnavailableError,
+            "overloaded or out of order, 5 times in a row (SlowDown: Slow",
+        ),
         (Reply(418, "Teapot", "short and stout"), StoreError, "refused it, status 418 (Teapot: short and stout)"),
-        (Reply(200, body=b"<html>Welcome"), StoreError, "or no S3 server: check the endpoint http://127.0.0.1:"),
+        (
+            Reply(200, body=b"<html>Welcome"),
+            StoreUnavailableError,
+            "or no S3 server: check the endpoint http://127.0.0.1:",
+        ),
         (Reply(404, body=b"<html>Nothing"), StoreAccessError, "what answered is no S3 server: check the endpoint"),
     ],
     ids=lambda value: getattr(value, "code", None) or getattr(value, "status", None),
