@@ -54,3 +54,4 @@ def uri(moto: str, bucket: str) -> str:
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses of seconds between attempts."""
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
+    monkeypatch.setattr("aiodiloco.store.s3.http.calls._MAX_PAUSE_S", 0.01)
