@@ -33,7 +33,8 @@ class Ticker:
     The first includes what the machine does to the thread (other processes, the GIL); the second only its own work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tick_s: float = TICK_S) -> None:
+        self.tick_s = tick_s
         self.late_s: list[float] = []
         self.busy_s: list[float] = []
 
@@ -41,8 +42,8 @@ class Ticker:
         """Tick until cancelled."""
         while True:
             began, computed = time.perf_counter(), time.thread_time()
-            await anyio.sleep(TICK_S)
-            self.late_s.append(time.perf_counter() - began - TICK_S)
+            await anyio.sleep(self.tick_s)
+            self.late_s.append(time.perf_counter() - began - self.tick_s)
             self.busy_s.append(time.thread_time() - computed)
 
     def summary(self) -> dict[str, float]:

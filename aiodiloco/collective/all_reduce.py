@@ -16,7 +16,7 @@ from aiodiloco.codec import digest, wire_names
 from aiodiloco.collective.agreement import Agreement
 from aiodiloco.collective.blame import most_telling, whom_it_waits_for
 from aiodiloco.collective.cleanup import Cleanup
-from aiodiloco.collective.decision import Decision, decide, wait_for_decision
+from aiodiloco.collective.confirmation import Confirmation
 from aiodiloco.collective.exchange import Exchange
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.collective.membership import check_rank, claim_rank, wait_for_members, withdraw_claim
@@ -44,7 +44,6 @@ _WORKER_THREADS = 2  # per rank: one encodes while one reduces; more only fight 
 _ENTER_BOUND_S = 60.0
 _JOINING_PATIENCE_S = 15.0  # with a store that fails, before the run begins
 _ASKING_PATIENCE_S = 2.0  # for what a round can do without: an explanation, a deletion
-_DECIDER_PATIENCE_S = 1.0  # after this a rank that has the whole mean decides the round itself
 _COMPLAIN_AFTER_S = 30.0
 _WEIGHTS = (1e-20, 1e20)  # products with any sane value stay within float32
 
@@ -78,7 +77,7 @@ class ObjectStoreAllReduce:
         algorithm: `"gather"`, `"scatter"`, or `"auto"` to let the cost model choose. Must be the same on all ranks.
         chunk_bytes: Encoded bytes per chunk, about; None chooses by size and world size. The same on all ranks.
         link: What the cost model assumes of the way to the store. The same on all ranks.
-        concurrency: Store requests in flight, each way.
+        concurrency: Requests for chunks in flight, each way, at most; fewer where more only queue.
         timeout: Seconds one `all_reduce` may take, waiting for the slowest rank included.
 
     Raises:
@@ -126,7 +125,7 @@ class ObjectStoreAllReduce:
         self._next_round: dict[int, int] = {}
         self._busy: set[int] = set()
         self._sent: dict[RoundKeys, dict[int, bytes]] = {}
-        self._cleanup = Cleanup(self._asking_store, concurrency)
+        self._cleanup = Cleanup(self._asking_store)
         self._nonce = secrets.token_hex(8)
         self._has_contributed = False
         self._calls: set[anyio.CancelScope] = set()
@@ -261,23 +260,18 @@ class ObjectStoreAllReduce:
 
     async def _exchange(self, exchange: Exchange, round_: Round) -> None:
         """Obtain the whole mean and the decision that confirms it."""
+        confirmation = Confirmation(round_, exchange.sent)
         async with anyio.create_task_group() as tg:
-            tg.start_soon(self._cleanup.delete_before, round_.keys)
+            tg.start_soon(self._clean_up, exchange, round_.keys)
             async with anyio.create_task_group() as watching:
-                watching.start_soon(wait_for_decision, self.store, round_.keys, round_.meter)  # a refusal ends all else
-                if round_.position == 0:
-                    # One decider is enough and saves requests; put_if_absent makes any number of them safe.
-                    watching.start_soon(decide, self.store, round_.keys, round_.members, round_.meter)
+                watching.start_soon(confirmation.watch)
                 await exchange.run()
-                _check_decision(await self._decision(round_), round_)
+                await confirmation.confirm()
                 watching.cancel_scope.cancel()
 
-    async def _decision(self, round_: Round) -> Decision:
-        """Return the decision; if the decider is slow or gone, make it. Starts with short waits: it is due now."""
-        with anyio.move_on_after(_DECIDER_PATIENCE_S):
-            return await wait_for_decision(self.store, round_.keys, round_.meter)
-        await decide(self.store, round_.keys, round_.members, round_.meter)
-        return await wait_for_decision(self.store, round_.keys, round_.meter)
+    async def _clean_up(self, exchange: Exchange, keys: RoundKeys) -> None:
+        await exchange.under_way()
+        await self._cleanup.delete_before(keys)
 
     async def _complain(self, keys: RoundKeys) -> None:
         await anyio.sleep(_COMPLAIN_AFTER_S)
@@ -309,14 +303,6 @@ class ObjectStoreAllReduce:
             concurrency=self._concurrency,
         )
         return round_, payload
-
-
-def _check_decision(decision: Decision, round_: Round) -> None:
-    if set(decision.members) != set(round_.members):
-        raise CollectiveError(
-            f"round {round_.keys.round} was decided for {sorted(map(str, decision.members))}, but this rank expected "
-            f"{[str(m) for m in round_.members]}: a rank was restarted while the round ran"
-        )
 
 
 def _check_wire(wire: str) -> None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from aiodiloco.codec import HEADER_BYTES, ChunkHeader, as_tensor, get_codec, pack_chunk
+from aiodiloco.codec import HEADER_BYTES, ChunkHeader, as_tensor, as_values, get_codec, pack_chunk
 from aiodiloco.collective.decision import Manifest
+from aiodiloco.collective.progress import Progress
 from aiodiloco.errors import CollectiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping
+    from collections.abc import Iterable, Iterator, MutableMapping
 
     from aiodiloco.collective.payload import Payload
     from aiodiloco.collective.plan import Chunk
@@ -23,6 +24,9 @@ __all__ = ["Contribution"]
 
 class Contribution:
     """This rank's chunks of one round.
+
+    Attributes:
+        sent: Counts the chunks that are uploaded.
 
     Args:
         round_: The round this contributes to.
@@ -35,6 +39,7 @@ class Contribution:
     def __init__(
         self, round_: Round, payload: Payload, uses: MutableMapping[int, int], sent: MutableMapping[int, bytes]
     ) -> None:
+        self.sent = Progress()
         self._round = round_
         self._payload = payload
         self._uses = uses
@@ -57,17 +62,21 @@ class Contribution:
     async def upload(self, order: Iterable[int]) -> None:
         """Put what the contribution consists of, then its chunks in `order`, several at once; the manifest last."""
         round_, remaining = self._round, iter(order)
-
-        async def upload_chunks() -> None:
-            for index in remaining:
-                await round_.put(round_.keys.chunk(round_.me, index), await self.take(index))
-
         async with anyio.create_task_group() as tg:
             tg.start_soon(round_.put, round_.keys.payload(round_.me), round_.agreement_json)
             for _ in range(round_.concurrency):
-                tg.start_soon(upload_chunks)
+                tg.start_soon(self._upload_chunks, remaining)
         manifest = Manifest(len(round_.grid), round_.weight, round_.digest.hex(), self._non_finite)
         await round_.put(round_.keys.manifest(round_.me), manifest.to_json())
+
+    async def _upload_chunks(self, indices: Iterator[int]) -> None:
+        round_ = self._round
+        for index in indices:
+            async with round_.uploads.admit() as request:
+                data = await self.take(index)
+                await round_.put(round_.keys.chunk(round_.me, index), data)
+                request.nbytes = len(data)
+            self.sent.advance()
 
     async def _encode(self, chunk: Chunk) -> memoryview:
         with self._round.meter.phase("encode"):
@@ -85,7 +94,12 @@ class Contribution:
         """Return the encoded chunk, and the name of a tensor that is not finite in it once decoded."""
         round_ = self._round
         header = ChunkHeader(chunk.codec, chunk.numel, chunk.index, round_.me.rank, round_.weight, round_.digest)
-        values = self._payload.read(chunk)
+        values, codec = self._payload.view(chunk), get_codec(chunk.codec)
+        if values is None:
+            values = self._payload.read(chunk)
         data = pack_chunk(header, values)
-        get_codec(chunk.codec).decode(as_tensor(data[HEADER_BYTES:]), values)
-        return data, self._payload.non_finite(chunk, values)
+        body = as_tensor(data[HEADER_BYTES:])
+        decoded = as_values(codec, body)
+        if decoded is None:
+            codec.decode(body, decoded := self._payload.empty(chunk))
+        return data, self._payload.non_finite(chunk, decoded)

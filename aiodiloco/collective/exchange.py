@@ -5,6 +5,10 @@ scatter: each member forms the mean of its own block and publishes it; everyone 
 
 Both encode the mean once and apply the decoded bytes, and both add in rank order, so they give the same bits: which one
 ran is a matter of time, not of training.
+
+Nothing is asked for before it is likely there: a peer's contribution once this rank has sent as much of its own, a
+chunk of the mean once this rank has published as many. Whoever asks earlier gets a "not found" for the price of a
+request. It cannot make a round longer: no round is over before all contributions are there, this rank's included.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from aiodiloco.codec import get_codec, mean_wire, unpack_chunk
+from aiodiloco.codec import HEADER_BYTES, as_tensor, get_codec, mean_wire
 from aiodiloco.collective.contribution import Contribution
-from aiodiloco.collective.plan import owned_chunks, ring_order
+from aiodiloco.collective.plan import owned_chunks, place_of_mean, ring_order
+from aiodiloco.collective.progress import Progress
 from aiodiloco.collective.receiving import receive_mean
 from aiodiloco.collective.reduction import Reducer
 
@@ -27,18 +32,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange"]
 
-_CHUNKS_REDUCED_AT_ONCE = 2  # one waits for its last contribution while the other is added up
-
 
 class Exchange:
     """Sends this rank's contribution and obtains the mean, chunk by chunk.
 
     Attributes:
         mean: Encoded chunks of the mean by index; complete once `run` returned.
+        sent: Set once this rank's contribution is whole.
     """
 
     def __init__(self, round_: Round, payload: Payload, sent: MutableMapping[int, bytes]) -> None:
         self.mean: dict[int, memoryview] = {}
+        self.sent = anyio.Event()
         self._round = round_
         self._payload = payload
         num_chunks, position, num_members = len(round_.grid), round_.position, len(round_.members)
@@ -51,36 +56,49 @@ class Exchange:
             self._mine = range(num_chunks)
         uses = {index: 1 + (index in self._mine) for index in range(num_chunks)}
         self._contribution = Contribution(round_, payload, uses, sent)
-        self._reducer = Reducer(round_, self._contribution)
+        self._published = Progress()
 
     async def run(self) -> None:
         """Upload, reduce and download at once, until the whole mean is here. The caller bounds the wait."""
-        mine = iter(self._mine)
         theirs = iter(index for index in self._order if index not in self._mine)
         async with anyio.create_task_group() as tg:
-            tg.start_soon(self._contribution.upload, self._order)
-            for _ in range(_CHUNKS_REDUCED_AT_ONCE):
-                tg.start_soon(self._reduce_all, mine)
+            tg.start_soon(self._upload)
+            tg.start_soon(Reducer(self._round, self._contribution).run, self._mine, self._publish)
             for _ in range(self._round.concurrency):
                 tg.start_soon(self._read_all, theirs)
 
     def apply(self) -> None:
         """Decode the whole mean into the tensors. For a worker thread; nothing can fail or be cancelled in between."""
         for chunk in self._round.grid:
-            _, body = unpack_chunk(self.mean.pop(chunk.index))
+            body = as_tensor(self.mean.pop(chunk.index)[HEADER_BYTES:])  # its digest was right when it came
+            codec, values = get_codec(mean_wire(chunk.codec)), self._payload.view(chunk)
+            if values is not None:
+                codec.decode(body, values)
+                continue
             values = self._payload.empty(chunk)
-            get_codec(mean_wire(chunk.codec)).decode(body, values)
+            codec.decode(body, values)
             self._payload.write(chunk, values)
         self._payload.commit()
 
-    async def _reduce_all(self, indices: Iterator[int]) -> None:
-        for index in indices:
-            mean = await self._reducer.reduce(self._round.grid[index])
-            if self._scatters:
+    async def under_way(self) -> None:
+        """Wait until the first chunk is uploaded: the start of a round is no time for other work."""
+        await self._contribution.sent.reach(min(1, len(self._round.grid)))
+
+    async def _upload(self) -> None:
+        await self._contribution.upload(self._order)
+        self.sent.set()
+
+    async def _publish(self, index: int, mean: memoryview) -> None:
+        if self._scatters:
+            async with self._round.uploads.admit() as request:
                 await self._round.put(self._round.reduced_key(index), mean)
-            self.mean[index] = mean
+                request.nbytes = len(mean)
+        self.mean[index] = mean
+        self._published.advance()
 
     async def _read_all(self, indices: Iterator[int]) -> None:
         round_ = self._round
         for index in indices:
+            place = place_of_mean(index, len(round_.grid), len(round_.members))
+            await self._published.reach(min(place + 1, len(self._mine)))
             self.mean[index] = (await receive_mean(round_, round_.grid[index])).data

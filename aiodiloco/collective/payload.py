@@ -116,6 +116,15 @@ class Payload:
                 target.copy_(source)
         return out
 
+    def view(self, chunk: Chunk) -> Tensor | None:
+        """Return the chunk's elements where they lie, (chunk.numel,) fp32 or fp64; None where they need converting."""
+        touched = self._pieces(chunk)
+        if len(touched) != 1:
+            return None
+        _, flat, start, stop, _ = touched[0]
+        is_plain = flat.dtype == get_codec(chunk.codec).dtype and flat.device.type == "cpu"
+        return flat[start:stop] if is_plain else None
+
     @torch.no_grad()
     def write(self, chunk: Chunk, values: Tensor) -> None:
         """Store `values`, (chunk.numel,) fp32 or fp64 on the CPU, as the chunk's elements."""

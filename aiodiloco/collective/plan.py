@@ -22,6 +22,8 @@ __all__ = [
     "estimate_seconds",
     "make_grid",
     "owned_chunks",
+    "place_in_ring",
+    "place_of_mean",
     "ring_order",
 ]
 
@@ -68,10 +70,10 @@ class Chunk:
 def choose_chunk_bytes(wire_bytes: int, world_size: int) -> int:
     """Return how many encoded bytes a chunk should hold: a power of two from 256 KiB to 4 MiB.
 
-    Four chunks per owner keep encode, upload, reduce and download busy at once; larger chunks than that buy nothing,
-    smaller ones pay a request for little.
+    Four chunks per owner, and 32 in all, keep encode, upload, reduce and download busy at once; larger chunks than that
+    buy nothing, smaller ones pay a request for little.
     """
-    per_stage = max(1, wire_bytes // (4 * world_size))
+    per_stage = max(1, wire_bytes // max(32, 4 * world_size))
     return min(_MAX_CHUNK_BYTES, max(_MIN_CHUNK_BYTES, 1 << (per_stage.bit_length() - 1)))
 
 
@@ -107,6 +109,29 @@ def ring_order(num_chunks: int, position: int, num_members: int) -> list[int]:
     depth = max((len(block) for block in blocks), default=0)
     order = [block[i] for i in range(depth) for block in blocks if i < len(block)]
     return order + list(owned_chunks(num_chunks, position, num_members))
+
+
+def place_in_ring(chunk: int, num_chunks: int, position: int, num_members: int) -> int:
+    """Return about how many chunks the member at `position` sends before `chunk`, which another member owns.
+
+    Exact but for the last chunk of the larger blocks, where only some of the owners have one more.
+    """
+    owner = _owner(chunk, num_chunks, num_members)
+    row = chunk - owned_chunks(num_chunks, owner, num_members).start
+    full_rows, larger_blocks = divmod(num_chunks, num_members)
+    in_row = (owner - position) % num_members - 1
+    if row == full_rows:
+        in_row = in_row * larger_blocks // num_members
+    return row * (num_members - 1) + in_row
+
+
+def place_of_mean(chunk: int, num_chunks: int, num_members: int) -> int:
+    """Return how many chunks of the mean the owner of `chunk` publishes before it."""
+    return chunk - owned_chunks(num_chunks, _owner(chunk, num_chunks, num_members), num_members).start
+
+
+def _owner(chunk: int, num_chunks: int, num_members: int) -> int:
+    return ((chunk + 1) * num_members - 1) // num_chunks
 
 
 def estimate_seconds(algorithm: Algorithm, wire_bytes: int, world_size: int, link: Link) -> float:

@@ -83,7 +83,7 @@ async def receive_mean(round_: Round, chunk: Chunk) -> ReceivedChunk:
 
 
 async def _read(round_: Round, key: str) -> ReceivedChunk:
-    data = await get_when_there(round_.store, key, round_.meter)
+    data = await get_when_there(round_.chunks, key, round_.meter)
     if bytes(data[:1]) == b"{":
         raise _refused(round_, str(parse_document(data, key, "refused")["refused"]))
     header, body = await round_.in_worker(lambda: unpack_chunk(data))

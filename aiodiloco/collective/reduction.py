@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import anyio
 import torch
 
-from aiodiloco.codec import REDUCED, ChunkHeader, get_codec, mean_wire, pack_chunk, unpack_chunk
+from aiodiloco.codec import (
+    HEADER_BYTES,
+    REDUCED,
+    ChunkHeader,
+    as_tensor,
+    as_values,
+    get_codec,
+    mean_wire,
+    pack_chunk,
+)
 from aiodiloco.codec.pieces import pieces
 from aiodiloco.collective.decision import refuse, wait_for_decision
+from aiodiloco.collective.plan import Chunk, place_in_ring
 from aiodiloco.collective.receiving import receive_chunk
 from aiodiloco.errors import CollectiveError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from anyio.streams.memory import MemoryObjectReceiveStream
     from torch import Tensor
 
     from aiodiloco.collective.contribution import Contribution
     from aiodiloco.collective.keys import Member
-    from aiodiloco.collective.plan import Chunk
     from aiodiloco.collective.round import Round
 
 __all__ = ["Accumulator", "Reducer"]
+
+_CHUNKS_REDUCED_AT_ONCE = 2  # one waits for its last contribution while the other is added up
+_READ_AHEAD = 2  # times the requests in flight: what arrived out of rank order must not hold up what is missing
 
 
 class Accumulator:
@@ -39,21 +55,33 @@ class Accumulator:
         self._codec = get_codec(codec)
         self._numel = numel
         self._sum: Tensor | None = None  # made by the first `add`: fresh memory is too slow for the event loop
+        self._scratch: Tensor | None = None
         self.weight = 0.0
 
     def add(self, body: Tensor, weight: float) -> None:
         """Add the contribution encoded in `body`, (nbytes,) uint8, with a weight > 0. Order matters to the last bit."""
-        values = torch.empty(self._numel, dtype=self._codec.dtype)
-        self._codec.decode(body, values)
-        if weight != 1.0:
-            for (piece,) in pieces(values):
-                piece.mul_(weight)
         self.weight += weight
         if self._sum is None:
-            self._sum = values
+            self._sum = self._weighted(body, weight, self._empty())
             return
+        values = as_values(self._codec, body) if weight == 1.0 else None
+        if values is None:
+            if self._scratch is None:
+                self._scratch = self._empty()
+            values = self._weighted(body, weight, self._scratch)
         for total, piece in pieces(self._sum, values):
             total.add_(piece)
+
+    def _weighted(self, body: Tensor, weight: float, out: Tensor) -> Tensor:
+        """Return `out`, filled with the values of `body` times `weight`."""
+        self._codec.decode(body, out)
+        if weight != 1.0:
+            for (piece,) in pieces(out):
+                piece.mul_(weight)
+        return out
+
+    def _empty(self) -> Tensor:
+        return torch.empty(self._numel, dtype=self._codec.dtype)
 
     def mean(self) -> Tensor:
         """Return the weighted mean, (numel,). Ends the accumulation: the sum is divided in place."""
@@ -64,40 +92,69 @@ class Accumulator:
 
 
 class Reducer:
-    """Reduces chunks of one round, reading peers' chunks ahead of use but never more than the round's concurrency."""
+    """Reduces chunks of one round, reading peers' chunks ahead of use, but never more than fit the read-ahead."""
 
     def __init__(self, round_: Round, contribution: Contribution) -> None:
         self._round = round_
         self._contribution = contribution
-        self._in_memory = anyio.Semaphore(round_.concurrency)
+        self._ahead = anyio.Semaphore(_READ_AHEAD * round_.concurrency)
 
-    async def reduce(self, chunk: Chunk) -> memoryview:
+    async def run(self, indices: Iterable[int], publish: Callable[[int, memoryview], Awaitable[None]]) -> None:
+        """Call `publish` with the index and the encoded mean of each chunk; in order, but two at a time."""
+        send, receive = anyio.create_memory_object_stream[tuple[Chunk, list[_Arrival]]](math.inf)
+        async with anyio.create_task_group() as tg:
+            for _ in range(_CHUNKS_REDUCED_AT_ONCE):
+                tg.start_soon(self._reduce_all, receive.clone(), publish)
+            receive.close()
+            async with send:
+                for index in indices:
+                    # Room is taken chunk by chunk and in rank order, just as it is given back: no deadlock.
+                    arrivals = [_Arrival() for _ in self._round.members]
+                    chunk = self._round.grid[index]
+                    await send.send((chunk, arrivals))
+                    for member, arrival in zip(self._round.members, arrivals, strict=True):
+                        await self._ahead.acquire()
+                        tg.start_soon(self._fetch, member, chunk, arrival)
+
+    async def _reduce_all(
+        self,
+        opened: MemoryObjectReceiveStream[tuple[Chunk, list[_Arrival]]],
+        publish: Callable[[int, memoryview], Awaitable[None]],
+    ) -> None:
+        async with opened:
+            async for chunk, arrivals in opened:
+                await publish(chunk.index, await self._reduce(chunk, arrivals))
+
+    async def _reduce(self, chunk: Chunk, arrivals: Iterable[_Arrival]) -> memoryview:
         """Return the mean of `chunk` over all members, encoded."""
         accumulator = Accumulator(chunk.codec, chunk.numel)
-        arrivals = {member: _Arrival() for member in self._round.members}
-        async with anyio.create_task_group() as tg:
-            # Started in rank order, so the permits go to those that are added first: no deadlock between chunks.
-            for member, arrival in arrivals.items():
-                tg.start_soon(self._fetch, member, chunk, arrival)
-            for arrival in arrivals.values():
-                await self._add(accumulator, await arrival.wait())
-                self._in_memory.release()
+        for arrival in arrivals:
+            await self._add(accumulator, await arrival.wait())
+            self._ahead.release()
         wire = mean_wire(chunk.codec)
         header = ChunkHeader(wire, chunk.numel, chunk.index, REDUCED, accumulator.weight, self._round.digest)
         with self._round.meter.phase("reduce"):
             return await self._round.in_worker(lambda: pack_chunk(header, accumulator.mean()))
 
     async def _fetch(self, member: Member, chunk: Chunk, arrival: _Arrival) -> None:
-        await self._in_memory.acquire()
         round_ = self._round
         if member == round_.me:
             data = await self._contribution.take(chunk.index)
-            header, body = await round_.in_worker(lambda: unpack_chunk(data))
-        else:
-            _, header, body = await receive_chunk(round_, member, chunk)
+            arrival.set(as_tensor(data[HEADER_BYTES:]), round_.weight)
+            return
+        await self._contribution.sent.reach(self._sent_before(member, chunk.index) + 1)
+        _, header, body = await receive_chunk(round_, member, chunk)
         if header.payload != round_.digest:
             await self._refuse(member)
         arrival.set(body, header.weight)
+
+    def _sent_before(self, member: Member, index: int) -> int:
+        """Return how many chunks the member sends before this one, about."""
+        round_ = self._round
+        if round_.agreement.algorithm == "gather":
+            return index
+        place = place_in_ring(index, len(round_.grid), round_.members.index(member), len(round_.members))
+        return min(place, len(round_.grid) - 1)
 
     async def _refuse(self, member: Member) -> None:
         """End the round on all ranks; or here alone, if it was decided before."""

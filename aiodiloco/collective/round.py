@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiodiloco.collective.keys import members_digest
 from aiodiloco.collective.meter import AllReduceReport, Meter
+from aiodiloco.collective.window import AdmittedReads, Window
 from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Round:
         digest: Digest of that; every chunk of the round carries it.
         weight: Weight of this rank's contribution, > 0.
         workers: Bounds the threads that encode, decode and reduce.
-        concurrency: Requests in flight each way.
+        concurrency: The most requests for chunks in flight each way.
     """
 
     store: Store
@@ -61,6 +62,16 @@ class Round:
     def members_digest(self) -> str:
         """Name of the expected membership, part of the keys of the mean."""
         return members_digest(self.members)
+
+    @functools.cached_property
+    def uploads(self) -> Window:
+        """Admits chunks on their way to the store."""
+        return Window(self.concurrency)
+
+    @functools.cached_property
+    def chunks(self) -> AdmittedReads:
+        """The store, to read chunks from."""
+        return AdmittedReads(self.store, Window(self.concurrency))
 
     def reduced_key(self, index: int) -> str:
         """Key of a chunk of the mean over the expected members."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import anyio
 
@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from aiodiloco.collective.meter import Meter
-    from aiodiloco.store import Store
 
-__all__ = ["Backoff", "get_when_there", "read_intact"]
+__all__ = ["Backoff", "Readable", "get_when_there", "read_intact"]
 
 T = TypeVar("T")
 
@@ -34,7 +33,15 @@ class Backoff:
         self._next_s = min(_LONGEST_S, self._next_s * _GROWTH)
 
 
-async def get_when_there(store: Store, key: str, meter: Meter) -> memoryview:
+class Readable(Protocol):
+    """Whatever objects can be read from: a store, or a view of one."""
+
+    async def get(self, key: str) -> memoryview:
+        """Return the object, or raise KeyNotFoundError."""
+        ...
+
+
+async def get_when_there(store: Readable, key: str, meter: Meter) -> memoryview:
     """Return the object under `key`, waiting for it to be written. The caller bounds the wait with a cancel scope."""
     backoff = Backoff()
     while True:

@@ -13,6 +13,7 @@ from aiodiloco.collective.keys import RoundKeys
 from aiodiloco.errors import (
     ChunkError,
     CollectiveError,
+    KeyNotFoundError,
     RankTakenError,
     RoundRefusedError,
     RoundTimeoutError,
@@ -450,3 +451,29 @@ async def test_cancelled_at_any_await_a_round_can_be_repeated_and_comes_out_righ
         steps = await cancel_at_every_step(lambda: rank.all_reduce(random_tensors(0, shapes)), finish, how=how)
         tg.cancel_scope.cancel()
     assert steps > 20
+
+
+class MissCountingStore(MemoryStore):
+    """A store whose writes take a while, which counts the chunks that were asked for too early."""
+
+    misses = 0
+
+    async def put(self, key, data):
+        await anyio.sleep(0.02)
+        await super().put(key, data)
+
+    async def get(self, key, **options):
+        try:
+            return await super().get(key, **options)
+        except KeyNotFoundError:
+            self.misses += key.rpartition("/")[2].isdecimal()
+            raise
+
+
+@pytest.mark.parametrize(("algorithm", "limit"), [("gather", 90), ("scatter", 300)])
+async def test_few_chunks_are_asked_for_before_they_are_there(algorithm, limit):
+    """Asking at once and backing off misses 130 and 500 times; waiting for one's own counterpart, 30 and 90 times."""
+    store = MissCountingStore()
+    async with open_ranks(store, 3, algorithm=algorithm, chunk_bytes=1) as ranks:
+        await reduce_all(ranks, [random_tensors(rank, {"w": (48 * 1024,)}) for rank in range(3)])
+    assert store.misses < limit

@@ -132,3 +132,24 @@ def test_a_tensor_without_elements_of_its_own_is_refused_by_name(tensor, message
 def test_something_else_than_a_tensor_is_refused_by_name():
     with pytest.raises(TypeError, match="'lr' is a float"):
         Payload({"lr": 0.1}, "fp32")
+
+
+def test_a_view_is_the_tensors_own_memory_and_there_is_one_only_where_nothing_is_converted():
+    tensors = {
+        "a": torch.zeros(2000),
+        "b": torch.zeros(100),  # shares a chunk with the end of a
+        "c": torch.zeros(4096, dtype=torch.float16),
+        "d": torch.zeros(64, 64).t(),
+    }
+    payload = Payload(tensors, "fp32")
+    views = [(chunk, payload.view(chunk)) for chunk in make_grid(payload.grid_sections(), 1)]
+    for chunk, view in views:
+        if view is not None:
+            view.fill_(chunk.index + 1)
+            assert torch.equal(payload.read(chunk), view)
+    assert [chunk.index for chunk, view in views if view is not None] == [0, 7, 8, 9, 10]
+    assert tensors["d"][-1, -1] == 0
+    payload.commit()
+    assert tensors["a"][:1024].eq(1).all()
+    assert not tensors["a"][1024:].any()
+    assert tensors["d"][-1, -1] == 11, "what is not contiguous is a copy until it is committed"

@@ -11,6 +11,8 @@ from aiodiloco.collective.plan import (
     estimate_seconds,
     make_grid,
     owned_chunks,
+    place_in_ring,
+    place_of_mean,
     ring_order,
 )
 
@@ -49,6 +51,23 @@ def test_ring_order_sends_everything_once_and_the_own_block_last(num_chunks, mem
 def test_ring_order_serves_every_owner_before_any_twice_and_starts_at_another_one_each():
     orders = [ring_order(16, position, 4) for position in range(4)]
     assert [[chunk // 4 for chunk in order[:3]] for order in orders] == [[1, 2, 3], [2, 3, 0], [3, 0, 1], [0, 1, 2]]
+
+
+@given(st.integers(1, 300), st.integers(2, 40), st.data())
+def test_the_place_of_a_chunk_in_the_ring_is_known_without_making_the_ring(num_chunks, members, data):
+    position = data.draw(st.integers(0, members - 1))
+    own = owned_chunks(num_chunks, position, members)
+    for place, chunk in enumerate(ring_order(num_chunks, position, members)[: num_chunks - len(own)]):
+        guess = place_in_ring(chunk, num_chunks, position, members)
+        full_rows = place < num_chunks // members * (members - 1)
+        assert guess == place if full_rows else abs(guess - place) < members
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_the_place_of_a_mean_is_its_index_in_its_owners_block(num_chunks, members):
+    for position in range(members):
+        block = owned_chunks(num_chunks, position, members)
+        assert [place_of_mean(chunk, num_chunks, members) for chunk in block] == list(range(len(block)))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import anyio
 import pytest
 import torch
 
-from aiodiloco.collective import ObjectStoreAllReduce, all_reduce
+from aiodiloco.collective import ObjectStoreAllReduce, all_reduce, confirmation
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.errors import (
     ChunkError,
@@ -158,7 +158,7 @@ async def test_an_all_reduce_outside_its_context_is_refused_and_one_inside_ends_
 
 async def test_when_the_decider_is_gone_another_rank_decides(monkeypatch):
     """Rank 0 decides; killed after its manifest, it leaves a round that is whole but for that."""
-    monkeypatch.setattr(all_reduce, "_DECIDER_PATIENCE_S", 0.05)
+    monkeypatch.setattr(confirmation, "_DECIDER_PATIENCE_S", 0.05)
 
     class NoDecision(MemoryStore):
         async def put_if_absent(self, key, data):
