@@ -108,7 +108,7 @@ async def download(
 async def _read_on(connection: Connection, key: str, reading: _Reading) -> memoryview:
     """Ask for what is missing and return all once it came."""
     import aiohttp
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import ClientError, ResponseStreamingError
 
     async with connection.slot() as slot:
         try:
@@ -120,7 +120,7 @@ async def _read_on(connection: Connection, key: str, reading: _Reading) -> memor
                 reading.restart()
                 raise _BrokenError("the object was replaced by a shorter one") from exc
             return memoryview(b"") if reading.target is None else reading.target[:0]
-        except aiohttp.ClientError as exc:  # an error reply that broke off: botocore lets those through
+        except (aiohttp.ClientError, ResponseStreamingError) as exc:  # an error reply that broke off: not retried yet
             raise _BrokenError(str(exc)) from exc
         body = response["Body"]
         try:

@@ -66,6 +66,8 @@ _NETWORK = {
     "EndpointConnectionError": "no connection: check the endpoint {endpoint} and the network",
     "ProxyConnectionError": "no connection through the proxy: check HTTP_PROXY, HTTPS_PROXY and NO_PROXY",
     "ConnectTimeoutError": "no connection in time: check the endpoint {endpoint} and the network",
+    "HTTPClientError": "the connection broke",
+    "ClientError": "the connection broke",  # aiohttp's
     "ReadTimeoutError": "no answer in time: the network or the server at {endpoint} is stuck",
 }
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from aiobotocore.httpsession import AIOHTTPSession
 
-from aiodiloco import S3Store, StoreError, StoreUnsupportedError
+from aiodiloco import KeyNotFoundError, S3Store, StoreError, StoreUnsupportedError
 from aiodiloco.store.s3 import S3Location
+from aiodiloco.store.s3.http import DirectSession
 from aiodiloco.testing.s3 import FaultyProxy
 from aiodiloco.testing.s3.proxy import Fault, Reply
 
@@ -132,6 +134,18 @@ async def test_a_body_that_always_breaks_off_is_an_error(store: S3Store, proxy: 
     assert len(ranges(proxy)) >= 6
     proxy.decide = lambda _: None
     assert len(await store.get("object")) == len(DATA)
+
+
+@pytest.mark.parametrize("http_session", [DirectSession, AIOHTTPSession])
+async def test_an_error_reply_that_breaks_off_is_asked_for_again(
+    proxy: FaultyProxy, bucket: str, http_session: type
+) -> None:
+    """botocore retries no such reply to GetObject."""
+    async with S3Store(bucket, endpoint_url=proxy.url, http_session=http_session) as store:
+        proxy.decide = break_first(3, Fault.TRUNCATE)
+        with pytest.raises(KeyNotFoundError, match="object-that-is-not"):
+            await store.get("object-that-is-not")
+        assert len(ranges(proxy)) >= 4
 
 
 async def test_busy_answers_are_retried_and_a_storm_is_an_error(store: S3Store, proxy: FaultyProxy) -> None:
