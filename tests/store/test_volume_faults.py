@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -165,6 +167,20 @@ async def test_a_creator_whose_answers_are_lost_knows_that_it_won(
     assert await store.put_if_absent("object", b"mine") is True
     assert bytes(await store.get("object")) == b"mine"
     assert await store.put_if_absent("object", b"other") is False
+
+
+@pytest.mark.parametrize("version", [2])
+async def test_a_version_2_put_whose_last_answer_is_lost_is_not_sent_twice(
+    store: VolumeStore, loopback_modal: LoopbackModal
+) -> None:
+    """The first request says which blocks are missing, the second puts the file, the third finds it there."""
+    fault = loopback_modal.faults.latency(0.3, "VolumePutFiles2")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.put, "object", b"x" * 100)
+        await until_struck(fault)
+        loopback_modal.faults.lost_response("VolumePutFiles2")
+    assert fault.struck == 3
+    assert bytes(await store.get("object")) == b"x" * 100
 
 
 # Batches.
@@ -385,3 +401,15 @@ def test_trio_is_refused_before_anything_is_sent() -> None:
 
     with pytest.raises(RuntimeError, match="Modal's client runs on asyncio only"):
         anyio.run(enter, backend="trio")
+
+
+def test_a_missing_client_is_named_with_the_command_that_installs_it() -> None:
+    """Only where it is needed: URIs are joined without it."""
+    code = (
+        "import sys; sys.modules['modal'] = None; import aiodiloco\n"
+        "print(aiodiloco.join_uri('modal-volume://name', 'a'))\n"
+        "aiodiloco.open_store('modal-volume://name')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stdout == "modal-volume://name/a\n"
+    assert "modal-volume://name needs modal: pip install 'aiodiloco[modal]'" in done.stderr

@@ -11,7 +11,7 @@ import anyio
 import modal
 import pytest
 
-from aiodiloco.testing.modal import LoopbackModal
+from aiodiloco.testing.modal import LoopbackModal, uploads
 from tests.testing_modal import volume_functions as functions
 
 if TYPE_CHECKING:
@@ -160,6 +160,31 @@ async def test_dicts(client: modal.Client) -> None:
         await modal.Dict.from_name("none", client=client).hydrate.aio()
 
 
+@both_versions
+async def test_many_clients_put_equal_bytes_at_once(volume: modal.Volume) -> None:
+    """Whoever uploads a block, all can use it."""
+    async with anyio.create_task_group() as tasks:
+        for index in range(20):
+            tasks.start_soon(put, volume, {f"/{index}": b"equal"})
+    assert len(await files_of(volume)) == 20
+
+
+async def test_uploads_that_nobody_asks_for_are_forgotten(
+    volume: modal.Volume, fresh_containers: LoopbackModal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And sent again; what is in a volume stays."""
+    asked = fresh_containers.faults.latency(0, "MountPutFile")
+    await put(volume, {"/a": b"a"})
+    await put(volume, {"/b": b"a"})
+    assert asked.struck == 3, "one to ask for each, one to send"
+    monkeypatch.setattr(uploads, "_KEPT_S", -1.0)
+    await put(volume, {"/c": b"c"})
+    await put(volume, {"/d": b"a"})
+    assert asked.struck == 7
+    assert [await read(volume, path) for path in "abcd"] == [b"a", b"a", b"c", b"a"]
+    fresh_containers.faults.clear()
+
+
 # Containers.
 
 
@@ -265,3 +290,14 @@ async def test_faults_strike_these_requests_too(
             pytest.fail(str(await files_of(volume)))
     finally:
         faults.clear()
+
+
+async def test_a_container_whose_volume_was_deleted_starts_without_its_files(
+    run: Run, volume: modal.Volume, mount: str
+) -> None:
+    """The control plane goes on; what commits to it is told."""
+    await put(volume, {"/old": b""})
+    await modal.Volume.objects.delete.aio(volume.name or "", client=volume.client)
+    assert await run["write"].remote.aio(mount, {"new": ""}) == ["new"]
+    with pytest.raises(modal.exception.NotFoundError, match="not found"):
+        await run["write"].remote.aio(mount, {"new": ""}, volume.object_id)

@@ -11,6 +11,7 @@ import anyio
 import modal
 from grpclib.exceptions import StreamTerminatedError
 
+from aiodiloco.errors import StoreUnavailableError
 from aiodiloco.store.volume.errors import RefusedError, asking
 
 if TYPE_CHECKING:
@@ -67,9 +68,12 @@ class VolumeFiles:
         """
         what = f"writing {uploads[0].path}{f' and {len(uploads) - 1} more' if len(uploads) > 1 else ''} in {self._name}"
         with asking(what, timeout_s=self._timeout_s):
-            async with self._volume.batch_upload.aio(force=overwrite) as batch:
-                for upload in uploads:
-                    batch.put_file(io.BytesIO(upload.data), f"/{upload.path}")
+            try:
+                async with self._volume.batch_upload.aio(force=overwrite) as batch:
+                    for upload in uploads:
+                        batch.put_file(io.BytesIO(upload.data), f"/{upload.path}")
+            except RuntimeError as exc:  # the client's, when Modal misses a block that was just uploaded
+                raise StoreUnavailableError(f"{what}: {exc}") from exc
 
     async def exists(self, path: str) -> bool:
         """Return whether there is a file, not a directory, at `path`."""

@@ -6,12 +6,17 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiodiloco.store.base import check_key
 from aiodiloco.store.volume.location import VolumeLocation
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 __all__ = ["Mount", "find_volume", "locate"]
 
+_HOME = ("/", "__modal", "volumes")  # Modal's client looks for Volumes here, by their id, in its own error messages
 _ARGUMENTS = "MODAL_CONTAINER_ARGUMENTS_PATH"  # set by Modal in every container of a function
 
 
@@ -30,25 +35,37 @@ def find_volume(path: Path) -> VolumeLocation | None:
     Raises:
         ValueError: the path is on a Volume, but no key can start like it.
     """
-    arguments = os.environ.get(_ARGUMENTS)
-    return locate(path, _read_mounts(arguments)) if arguments else None
+    arguments = os.environ.get(_ARGUMENTS, "")
+    if not arguments and "MODAL_TASK_ID" not in os.environ:
+        return None
+    return locate(path, _read_mounts(arguments))
 
 
 def locate(path: Path, mounts: tuple[Mount, ...]) -> VolumeLocation | None:
-    """Return what of which of these mounted Volumes is at `path`, also where links lead there."""
+    """Return what of which of these mounted Volumes is at `path`, also where links lead there.
+
+    A Volume that is none of these is told by where Modal keeps it.
+    """
+    resolved = path.resolve()
     for mount in mounts:
-        for found, root in ((Path(os.path.normpath(path)), mount.path), (path.resolve(), mount.path.resolve())):
+        for found, root in ((Path(os.path.normpath(path)), mount.path), (resolved, mount.path.resolve())):
             if found.is_relative_to(root):
-                prefix = "/".join(
-                    [part for part in mount.sub_path.split("/") if part] + [*found.relative_to(root).parts]
-                )
-                return VolumeLocation(mount.volume_id, check_key(prefix) if prefix else "")
+                sub_path = [part for part in mount.sub_path.split("/") if part]
+                return _location(mount.volume_id, [*sub_path, *found.relative_to(root).parts])
+    if resolved.parts[:3] == _HOME and len(resolved.parts) > 3:
+        return _location(resolved.parts[3], resolved.parts[4:])
     return None
+
+
+def _location(volume_id: str, parts: Sequence[str]) -> VolumeLocation:
+    return VolumeLocation(volume_id, check_key("/".join(parts)) if parts else "")
 
 
 @functools.cache
 def _read_mounts(arguments: str) -> tuple[Mount, ...]:
     """Return the mounts that a container was started with; they stay what they are for as long as it lives."""
+    if not arguments:
+        return ()
     from modal_proto import api_pb2
 
     try:

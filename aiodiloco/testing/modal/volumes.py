@@ -12,6 +12,7 @@ from modal_proto import api_pb2
 
 from aiodiloco.testing.modal.names import find_or_create
 from aiodiloco.testing.modal.records import State, Volume
+from aiodiloco.testing.modal.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -36,7 +37,8 @@ class VolumeService:
         self._blobs = blobs
         self._mounts = mounts
         self._copies = copies
-        self._uploads: dict[bytes, str] = {}  # blob id by digest of a block
+        self._blocks = Uploads()
+        self._expected: dict[str, str] = {}  # blob id by digest of a block that a client was told to upload
 
     async def volume_get_or_create(
         self, request: api_pb2.VolumeGetOrCreateRequest, _caller: Caller
@@ -79,38 +81,44 @@ class VolumeService:
     ) -> api_pb2.VolumePutFiles2Response:
         """Put files, all or none, at once; or say which of their blocks are to be uploaded first."""
         volume = self._volume(request.volume_id)
-        missing = list(self._missing(request))
+        # As its definition has it, a request that would change nothing succeeds, also where it may not overwrite.
+        changes = [(index, file) for index, file in enumerate(request.files) if not _is_there(volume, file)]
+        missing = [block for index, file in changes for block in self._missing(index, file)]
         if missing:
             return api_pb2.VolumePutFiles2Response(missing_blocks=missing)
-        contents = {_clean(file.path): self._assemble(file) for file in request.files}
-        # As its definition has it, a request that would change nothing succeeds, also where it may not overwrite.
-        changes = {path: data for path, data in contents.items() if volume.files.get(path) != data}
-        _put(volume, changes, overwrite=not request.disallow_overwrite_existing_files)
-        for file in request.files:
-            for block in file.blocks:
-                if (blob_id := self._uploads.pop(block.contents_sha256, None)) is not None:
-                    self._blobs.forget(blob_id)
+        contents = {_clean(file.path): self._assemble(file) for _, file in changes}
+        _put(volume, contents, overwrite=not request.disallow_overwrite_existing_files)
         return api_pb2.VolumePutFiles2Response()
 
     def _missing(
-        self, request: api_pb2.VolumePutFiles2Request
+        self, file_index: int, file: api_pb2.VolumePutFiles2Request.File
     ) -> Iterator[api_pb2.VolumePutFiles2Response.MissingBlock]:
-        for file_index, file in enumerate(request.files):
-            for block_index, block in enumerate(file.blocks):
-                blob_id = self._uploads.get(block.contents_sha256)
-                if blob_id is None or not self._blobs.has(blob_id):
-                    self._uploads[block.contents_sha256] = blob_id = self._blobs.reserve()
-                    yield api_pb2.VolumePutFiles2Response.MissingBlock(
-                        file_index=file_index, block_index=block_index, put_url=self._blobs.url(blob_id)
-                    )
+        for block_index, block in enumerate(file.blocks):
+            digest = block.contents_sha256.hex()
+            if self._block(digest) is None:
+                yield api_pb2.VolumePutFiles2Response.MissingBlock(
+                    file_index=file_index,
+                    block_index=block_index,
+                    put_url=self._blobs.url(self._expected.setdefault(digest, self._blobs.reserve())),
+                )
+
+    def _block(self, digest: str) -> bytes | None:
+        blob_id = self._expected.get(digest, "")
+        if self._blobs.has(blob_id):
+            data = self._blobs.read(blob_id)
+            self._blobs.forget(blob_id)
+            del self._expected[digest]
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise GRPCError(Status.DATA_LOSS, f"block {digest} is not what was announced")
+            self._blocks.add(digest, data)
+        return self._blocks.get(digest)
 
     def _assemble(self, file: api_pb2.VolumePutFiles2Request.File) -> bytes:
-        """Return a file's bytes; its blocks come without the zeros at their end."""
+        """Return a file's bytes; its blocks, none of them missing, come without the zeros at their end."""
         parts = []
         for index, block in enumerate(file.blocks):
-            data = self._blobs.read(self._uploads[block.contents_sha256])
-            if hashlib.sha256(data).digest() != block.contents_sha256:
-                raise GRPCError(Status.DATA_LOSS, f"block {index} of {file.path} is not what was announced")
+            data = self._block(block.contents_sha256.hex())
+            assert data is not None
             parts.append(data.ljust(min(_BLOCK_BYTES, file.size - index * _BLOCK_BYTES), b"\0"))
         return b"".join(parts)
 
@@ -200,6 +208,16 @@ class VolumeService:
         if volume is None:
             raise GRPCError(Status.NOT_FOUND, f"volume {volume_id!r} not found")
         return volume
+
+
+def _is_there(volume: Volume, file: api_pb2.VolumePutFiles2Request.File) -> bool:
+    """Return whether the volume has just this file."""
+    data = volume.files.get(_clean(file.path))
+    if data is None or len(data) != file.size:
+        return False
+    starts = range(0, len(data), _BLOCK_BYTES)
+    digests = (hashlib.sha256(data[start : start + _BLOCK_BYTES].rstrip(b"\0")).digest() for start in starts)
+    return all(digest == block.contents_sha256 for digest, block in zip(digests, file.blocks, strict=True))
 
 
 def _put(volume: Volume, contents: Mapping[str, bytes], *, overwrite: bool) -> None:

@@ -82,7 +82,8 @@ class WorkingCopies:
             directory.mkdir(parents=True)
             copy = _Copy(directory, f"{root}/" if root else "", mount.read_only)
             self._copies[container.id, mount.volume_id] = copy
-            _update(copy, dict(volumes[mount.volume_id].files))
+            if (volume := volumes.get(mount.volume_id)) is not None:  # it may have been deleted since
+                _update(copy, dict(volume.files))
             opened.append((_descriptor(mount.mount_path), str(directory)))
         return opened
 
@@ -118,8 +119,11 @@ class WorkingCopies:
             await anyio.to_thread.run_sync(_update, copy, dict(volume.files))
 
     async def _commit(self, copy: _Copy, volume: Volume) -> None:
-        written, removed = await anyio.to_thread.run_sync(_changes, copy)
-        if copy.read_only:
+        try:
+            written, removed = await anyio.to_thread.run_sync(_changes, copy)
+        except FileNotFoundError as exc:
+            raise GRPCError(Status.ABORTED, f"{exc.filename} was removed during the commit") from exc
+        if copy.read_only or copy not in self._copies.values():  # if the container ended, its files are being removed
             return
         volume.files.update({copy.root + path: data for path, data in written.items()})
         for path in removed:
