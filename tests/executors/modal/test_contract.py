@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
+from aiodiloco.executors.modal import app
 from aiodiloco.testing.executors import ExecutorTests
 
 
@@ -21,3 +25,10 @@ class TestModalExecutor(ExecutorTests):
     @pytest.fixture
     def executor(self, modal_executor):
         return modal_executor
+
+
+def test_the_default_image_has_what_replicas_import() -> None:
+    """With torch, and with buckets; what talks to Modal is in every container anyway."""
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(app._NEEDS) == {*project["dependencies"], *extras["torch"], *extras["s3"]}
