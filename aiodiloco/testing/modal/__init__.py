@@ -34,7 +34,7 @@ sharing them:
   kills as well. A polite cancel is repeated every second or so until the container says that the input has ended.
 - Preemption is SIGINT, `preemption_grace_s` of time, SIGKILL, and then the same input id again, as the next input of
   its function. An output that comes within the grace period counts, except for the one by which an async function says
-  that it was cancelled.
+  that it was cancelled. `LoopbackModal.run_again` runs an input a second time while its first container goes on.
 - Outputs are kept until the control plane ends, unless `LoopbackModal.expire` forgets them. An unknown id is NOT_FOUND.
   A poll for a forgotten output is held for its time like one for a pending output; so the client raises
   `OutputExpiredError` from `get(timeout=…)` only, and waits forever in `get()`.

@@ -1,7 +1,8 @@
-"""Training on Modal: the example, whole, both ways it says, and what becomes of a preempted replica."""
+"""Training on Modal: the example, whole, both ways it says, and what becomes of replicas that run twice."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -90,3 +91,26 @@ async def test_a_replica_preempted_after_a_round_is_refused_and_never_trains_bes
     assert row.status == "failed"
     assert "RankTakenError: rank 0 of" in row.error
     assert plane.call(handle.call_id).num_attempts == 2
+
+
+async def test_of_two_incarnations_alive_at_once_only_the_first_contributes(plane, tmp_path) -> None:
+    """Modal takes a container for lost and runs its input again, while it goes on."""
+    args = {"world_size": 2, "uri": str(tmp_path / "store"), "stop": str(tmp_path / "stop")}
+    async with ModalExecutor(client=await plane.client()) as executor:
+        handles = await executor.launch_replicas(2, "tests.executors.modal.drivers:reduce_until", args)
+        with anyio.fail_after(_BOUND_S):
+            while not list(tmp_path.glob("store/rounds/*/decision.json")):  # noqa: ASYNC110 - it rings no bell here
+                await anyio.sleep(0.05)
+        [first] = plane.call(handles[1].call_id).containers
+        await plane.run_again(handles[1].call_id)
+        [second] = await executor.collect(handles[1:], timeout=_BOUND_S)
+        assert first in plane.containers(), "it is alive all the time"
+        assert second.status == "failed"
+        assert "RankTakenError: rank 1 of" in second.error
+        assert plane.call(handles[1].call_id).num_attempts == 2
+        await anyio.Path(args["stop"]).touch()
+        [row] = await executor.collect(handles[:1], timeout=_BOUND_S)
+    own, *means = row.result
+    [holder] = [json.loads(path.read_text())["pid"] for path in tmp_path.glob("store/members/1/*/claim*")]
+    assert set(means) == {(own + holder) / 2}, "every round is the mean of rank 0 and the one process that holds rank 1"
+    assert len(means) >= 2
