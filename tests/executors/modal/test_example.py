@@ -52,10 +52,15 @@ async def _create_secret(plane: LoopbackModal, bucket: dict[str, str]) -> None:
     await modal.Secret.objects.create.aio("aiodiloco-bucket", bucket, client=await plane.client())
 
 
-@pytest.mark.parametrize("how", ["modal run", "python"])
-def test_the_example_trains(plane, tmp_path, how) -> None:
-    """Four replicas meet in a bucket, of which only their secret says where it is."""
-    store = f"s3://bucket/{how.replace(' ', '-')}"
+async def _create_volume(plane: LoopbackModal) -> None:
+    await modal.Volume.objects.create.aio("volume", version=2, client=await plane.client())
+
+
+@pytest.mark.parametrize(("how", "store"), [("modal run", "s3://bucket/runs"), ("python", "modal-volume://volume/all")])
+def test_the_example_trains(plane, how, store) -> None:
+    """Four replicas meet in a bucket, of which only their secret says where it is; or on a Volume."""
+    if store.startswith("modal-volume"):
+        anyio.run(_create_volume, plane)
     command = {
         "modal run": [sys.executable, "-m", "modal", "run", str(_EXAMPLE), "--store", store],
         "python": [sys.executable, str(_EXAMPLE), store],
