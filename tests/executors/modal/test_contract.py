@@ -81,3 +81,16 @@ async def test_a_launch_that_fails_at_a_rank_names_it_and_cancels_the_others(
     ]
     assert len(started) == 2
     assert leftovers() == []
+
+
+async def test_a_launch_whose_answers_are_lost_for_good_names_every_rank_that_may_have_started(either, plane) -> None:
+    await either.collect(await either.launch_replicas(1, entrypoints.add), timeout=_BOUND_S)  # deploys
+    before = len(plane.calls())
+    plane.faults.lost_response("FunctionMap", times=None)
+    with pytest.raises(LaunchError, match=r"rank 0 could not be started: Modal's answer is lost") as caught:
+        await either.launch_replicas(3, entrypoints.sleep)
+    started = plane.calls()[before:]
+    plane.reset()
+    assert {call.kwargs["rank"] for call in started} <= {row.rank for row in caught.value.results}
+    assert {row.status for row in caught.value.results} == {"pending"}
+    assert all("its own timeout or `modal app stop` ends it" in row.error for row in caught.value.results)
