@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,9 +56,14 @@ def prepare_client(
         session.create_client,
         "s3",
         endpoint_url=location.endpoint_url,
-        region_name=location.region,
+        region_name=location.region or _region_of_environment(),
         config=config,
     )
+
+
+def _region_of_environment() -> str | None:
+    """Return AWS_REGION, which botocore knows nothing of but other tools, containers and functions set."""
+    return None if "AWS_DEFAULT_REGION" in os.environ else os.environ.get("AWS_REGION")
 
 
 @functools.cache

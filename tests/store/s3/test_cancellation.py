@@ -28,12 +28,16 @@ async def proxy(moto: str) -> AsyncIterator[FaultyProxy]:
 
 
 @pytest.mark.parametrize("how", ["scope", "task"])
-@pytest.mark.parametrize("operation", ["get", "into", "put", "put_if_absent", "list"])
+@pytest.mark.parametrize(
+    ("operation", "http_session"),
+    [(name, DirectSession) for name in ("get", "into", "put", "put_if_absent", "list")]
+    + [(name, AIOHTTPSession) for name in ("get", "put")],
+)
 async def test_no_connection_and_no_turn_is_lost(
-    proxy: FaultyProxy, bucket: str, operation: str, how: Literal["scope", "task"]
+    proxy: FaultyProxy, bucket: str, operation: str, http_session: type, how: Literal["scope", "task"]
 ) -> None:
     """Of the only one: if it were, nothing would come through any more."""
-    async with S3Store(bucket, endpoint_url=proxy.url, concurrency=1) as store:
+    async with S3Store(bucket, endpoint_url=proxy.url, concurrency=1, http_session=http_session) as store:
         await store.put("object", DATA)
 
         async def run() -> object:
@@ -133,7 +137,7 @@ async def _cancel_uploads_late(http_session: type) -> None:
         return bodies[-1]
 
     listener = socket.create_server(("127.0.0.1", 0))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     async with await asyncio.start_server(serve, sock=listener, limit=1 << 12):
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with S3Store("bucket", endpoint_url=endpoint, http_session=http_session) as store:

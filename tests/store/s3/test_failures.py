@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import anyio
 import pytest
+from aiobotocore.httpsession import AIOHTTPSession
 
 from aiodiloco import (
     S3Store,
@@ -152,11 +153,17 @@ async def test_a_profile_and_environment_variables_are_used(
         assert "/eu-west-1/s3/" in proxy.requests[-1].headers["authorization"]
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "b")
         monkeypatch.setenv("AWS_REGION", "ap-south-1")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "ap-south-1")
         async with open_store(f"s3://{bucket}?addressing=path"):
             pass
         assert "Credential=b/" in proxy.requests[-1].headers["authorization"]
         assert "/ap-south-1/s3/" in proxy.requests[-1].headers["authorization"]
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "sa-east-1")
+        async with open_store(f"s3://{bucket}?addressing=path"):
+            pass
+        assert "/sa-east-1/s3/" in proxy.requests[-1].headers["authorization"]
+        async with open_store(f"s3://{bucket}?addressing=path&region=eu-north-1"):
+            pass
+        assert "/eu-north-1/s3/" in proxy.requests[-1].headers["authorization"]
 
 
 async def test_nobody_listens(uri: str, moto: str) -> None:
@@ -267,5 +274,8 @@ async def test_tls_and_what_happens_without(
     assert "the bucket does not exist" in str(await error_of_opening(f"s3://bucket?endpoint_url={tls_moto}"))
     plain = await error_of_opening(f"s3://bucket?endpoint_url={tls_moto.replace('https', 'http')}")
     assert "if it wants TLS, write https:// in the endpoint" in str(plain)
+    stock = S3Store("bucket", endpoint_url=tls_moto.replace("https", "http"), http_session=AIOHTTPSession)
+    with pytest.raises(StoreError, match="if it wants TLS, write https:// in the endpoint"):
+        await stock.__aenter__()
     secure = await error_of_opening(f"s3://bucket?endpoint_url={moto.replace('http', 'https')}")
     assert "if it speaks HTTP without TLS, write http:// in the endpoint" in str(secure)

@@ -129,6 +129,12 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
         assert CANARY not in "".join(traceback.format_exception_only(caught.value))
 
 
+@pytest.mark.parametrize("name", ["aws_secret_access_key", "secret", "session_token", "X-Amz-Signature", "password"])
+def test_a_credential_in_the_query_is_called_one(name: str) -> None:
+    with pytest.raises(ValueError, match="has a credential in its query: an s3:// URI holds no credentials, because"):
+        open_store(f"s3://bucket?{name}={CANARY}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

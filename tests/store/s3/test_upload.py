@@ -152,6 +152,20 @@ async def test_parts_lost_replies_and_checksums(proxy: FaultyProxy, bucket: str,
                 await store.delete(key)
 
 
+async def test_an_upload_unknown_to_the_server_was_completed_if_the_object_is_ours(
+    store: S3Store, proxy: FaultyProxy
+) -> None:
+    """So Amazon and others answer when a completion is repeated; moto does not mind."""
+    unknown = Reply(404, "NoSuchUpload")
+    for key, call in (("replaced", store.put), ("created", store.put_if_absent)):
+        proxy.decide = once(Fault.LOSE_REPLY, unknown, method="POST", contains="uploadId")
+        assert await call(key, BIG) in (None, True)
+        assert await store.get(key) == BIG, "the object differs"
+        proxy.decide = once(unknown, method="POST", contains="uploadId")
+        with pytest.raises(StoreError, match="NoSuchUpload"):
+            await call(f"never-{key}", BIG)
+
+
 async def test_no_parts_are_left_of_an_upload_that_failed(store: S3Store, proxy: FaultyProxy, moto: str) -> None:
     proxy.decide = lambda request: Reply(403, "AccessDenied") if "partNumber=2" in request.target else None
     with pytest.raises(StoreError, match=r"cannot write 'object'"):
