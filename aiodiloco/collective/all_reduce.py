@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from aiodiloco.collective.decision import Decision
     from aiodiloco.collective.meter import AllReduceReport
 
 __all__ = ["ObjectStoreAllReduce"]
@@ -76,7 +77,8 @@ class ObjectStoreAllReduce:
             element, for contributions whose mean is int8.
         algorithm: `"gather"`, `"scatter"`, or `"auto"` to let the cost model choose. Must be the same on all ranks.
         chunk_bytes: Encoded bytes per chunk, about; None chooses by size and world size. The same on all ranks.
-        link: What the cost model assumes of the way to the store. The same on all ranks.
+        link: What the cost model assumes of the way to the store, the same on all ranks; None takes what the slowest
+            rank measured in earlier rounds, and a guess before that.
         concurrency: Requests for chunks in flight, each way, at most; fewer where more only queue.
         timeout: Seconds one `all_reduce` may take, waiting for the slowest rank included.
 
@@ -118,12 +120,14 @@ class ObjectStoreAllReduce:
         self.wire = wire
         self._algorithm: Algorithm | None = None if algorithm == "auto" else algorithm
         self._chunk_bytes = chunk_bytes
-        self._link = link or Link()
+        self._link = link
         self._concurrency = concurrency
         self._timeout = timeout
         self._members: tuple[Member, ...] = ()
         self._next_round: dict[int, int] = {}
         self._busy: set[int] = set()
+        self._agreed_link: dict[int, Link | None] = {}
+        self._measured_link: Link | None = None
         self._sent: dict[RoundKeys, dict[int, bytes]] = {}
         self._cleanup = Cleanup(self._asking_store)
         self._nonce = secrets.token_hex(8)
@@ -249,25 +253,29 @@ class ObjectStoreAllReduce:
             round_, payload = await run_in_worker(lambda _: self._plan(request), self._workers)
             self._has_contributed = True
             exchange = Exchange(round_, payload, self._sent.setdefault(request.keys, {}))
-            await self._exchange(exchange, round_)
+            decision = await self._exchange(exchange, round_)
             complaining.cancel_scope.cancel()
         with round_.meter.phase("apply"):
             await round_.in_worker(exchange.apply)
         self._cleanup.note(round_)
+        self._agreed_link[request.keys.fragment] = decision.link  # every rank reads the same, so all plan alike
         for keys in [k for k in self._sent if k.fragment == request.keys.fragment]:
             del self._sent[keys]
-        return round_.report(time.perf_counter() - began)
+        report = round_.report(time.perf_counter() - began)
+        self._measured_link = report.link or self._measured_link
+        return report
 
-    async def _exchange(self, exchange: Exchange, round_: Round) -> None:
-        """Obtain the whole mean and the decision that confirms it."""
+    async def _exchange(self, exchange: Exchange, round_: Round) -> Decision:
+        """Obtain the whole mean, and return the decision that confirms it."""
         confirmation = Confirmation(round_, exchange.sent)
         async with anyio.create_task_group() as tg:
             tg.start_soon(self._clean_up, exchange, round_.keys)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(confirmation.watch)
                 await exchange.run()
-                await confirmation.confirm()
+                decision = await confirmation.confirm()
                 watching.cancel_scope.cancel()
+        return decision
 
     async def _clean_up(self, exchange: Exchange, keys: RoundKeys) -> None:
         await exchange.under_way()
@@ -283,8 +291,10 @@ class ObjectStoreAllReduce:
     def _plan(self, request: _Request) -> tuple[Round, Payload]:
         """Return the round and what goes into it. Runs in a worker thread: it may copy tensors and hash names."""
         payload = Payload(request.tensors, request.wire)
-        chunk_bytes = self._chunk_bytes or choose_chunk_bytes(payload.wire_bytes, self.world_size)
-        algorithm = self._algorithm or choose_algorithm(payload.wire_bytes, self.world_size, self._link)
+        sizes = payload.wire_bytes, payload.decoded_bytes
+        chunk_bytes = self._chunk_bytes or choose_chunk_bytes(*sizes, self.world_size)
+        link = self._link or self._agreed_link.get(request.keys.fragment) or Link()
+        algorithm = self._algorithm or choose_algorithm(payload.wire_bytes, self.world_size, link)
         agreement = Agreement(
             payload.specs, request.wire, algorithm, chunk_bytes, request.settings, request.basis.hex()
         )
@@ -301,6 +311,7 @@ class ObjectStoreAllReduce:
             weight=float(request.weight),
             workers=self._workers,
             concurrency=self._concurrency,
+            link=self._measured_link,
         )
         return round_, payload
 

@@ -49,8 +49,8 @@ class Confirmation:
                 # One decider is enough and saves requests; put_if_absent makes any number of them safe.
                 await self._decide()
 
-    async def confirm(self) -> None:
-        """Return once the round is decided for the expected members; if the decider is slow or gone, decide it.
+    async def confirm(self) -> Decision:
+        """Return the decision, which is for the expected members; if the decider is slow or gone, decide.
 
         Raises:
             RoundRefusedError: the round was refused.
@@ -70,6 +70,7 @@ class Confirmation:
                 f"round {self._round.keys.round} was decided for {sorted(map(str, self._decision.members))}, but this "
                 f"rank expected {[str(m) for m in self._round.members]}: a rank was restarted while the round ran"
             )
+        return self._decision
 
     async def _decide(self) -> None:
         await decide(self._round.store, self._round.keys, self._round.members, self._round.meter)

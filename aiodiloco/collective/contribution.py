@@ -31,7 +31,7 @@ class Contribution:
     Args:
         round_: The round this contributes to.
         payload: Tensors to read from; they must not change until the round is over.
-        uses: How often each chunk will be asked for; its buffer is dropped after that.
+        uses: How often each chunk will be asked for; its buffer is dropped after that, or earlier.
         sent: Headers of chunks sent in an earlier attempt at this round; this attempt's are added. Keys are
             written once, so a repeated attempt must bring the same values.
     """
@@ -49,14 +49,20 @@ class Contribution:
         self._locks: defaultdict[int, anyio.Lock] = defaultdict(anyio.Lock)
 
     async def take(self, index: int) -> memoryview:
-        """Return the encoded chunk; counts as one of its uses."""
+        """Return the encoded chunk; counts as one of its uses.
+
+        Between two uses it is kept, if that are few chunks; else it is encoded again, so that a peer that is late costs
+        time but not the memory of a whole contribution.
+        """
         async with self._locks[index]:
             data = self._encoded.get(index)
             if data is None:
                 data = self._encoded[index] = await self._encode(self._round.grid[index])
         self._uses[index] -= 1
+        if self._uses[index] == 0 or len(self._encoded) > self._round.most_in_flight:
+            self._encoded.pop(index, None)
         if self._uses[index] == 0:
-            del self._encoded[index], self._locks[index]
+            self._locks.pop(index, None)
         return data
 
     async def upload(self, order: Iterable[int]) -> None:
@@ -64,9 +70,9 @@ class Contribution:
         round_, remaining = self._round, iter(order)
         async with anyio.create_task_group() as tg:
             tg.start_soon(round_.put, round_.keys.payload(round_.me), round_.agreement_json)
-            for _ in range(round_.concurrency):
+            for _ in range(round_.most_in_flight):
                 tg.start_soon(self._upload_chunks, remaining)
-        manifest = Manifest(len(round_.grid), round_.weight, round_.digest.hex(), self._non_finite)
+        manifest = Manifest(len(round_.grid), round_.weight, round_.digest.hex(), self._non_finite, round_.link)
         await round_.put(round_.keys.manifest(round_.me), manifest.to_json())
 
     async def _upload_chunks(self, indices: Iterator[int]) -> None:
@@ -94,12 +100,14 @@ class Contribution:
         """Return the encoded chunk, and the name of a tensor that is not finite in it once decoded."""
         round_ = self._round
         header = ChunkHeader(chunk.codec, chunk.numel, chunk.index, round_.me.rank, round_.weight, round_.digest)
-        values, codec = self._payload.view(chunk), get_codec(chunk.codec)
-        if values is None:
-            values = self._payload.read(chunk)
-        data = pack_chunk(header, values)
-        body = as_tensor(data[HEADER_BYTES:])
-        decoded = as_values(codec, body)
-        if decoded is None:
-            codec.decode(body, decoded := self._payload.empty(chunk))
-        return data, self._payload.non_finite(chunk, decoded)
+        codec = get_codec(chunk.codec)
+        with round_.scratch.lend(chunk.numel, codec.dtype) as room:
+            values = self._payload.view(chunk)
+            if values is None:
+                self._payload.read(chunk, values := room)
+            data = pack_chunk(header, values)
+            body = as_tensor(data[HEADER_BYTES:])
+            decoded = as_values(codec, body)
+            if decoded is None:
+                codec.decode(body, decoded := room)
+            return data, self._payload.non_finite(chunk, decoded)

@@ -11,6 +11,7 @@ import anyio
 from aiodiloco.collective.agreement import Agreement, explain_differences
 from aiodiloco.collective.documents import parse_document, seal_document
 from aiodiloco.collective.keys import Member, RoundKeys
+from aiodiloco.collective.plan import Link, slowest_link
 from aiodiloco.collective.waiting import get_when_there, read_intact
 from aiodiloco.errors import ChunkError, KeyNotFoundError, RoundRefusedError
 from aiodiloco.store.fan_out import map_concurrently
@@ -39,41 +40,58 @@ class Manifest:
         weight: What it counts in the mean.
         agreement: Hex digest that all its chunks carry.
         non_finite: A tensor with NaN or infinite values on the wire, if there is one.
+        link: What this rank measured of its way to the store in earlier rounds, if it did.
     """
 
     num_chunks: int
     weight: float
     agreement: str
     non_finite: str | None = None
+    link: Link | None = None
 
     def to_json(self) -> bytes:
         """Return the manifest as a document."""
-        return seal_document(vars(self))
+        return seal_document({**vars(self), "link": _link_fields(self.link)})
 
     @classmethod
     def from_json(cls, data: Buffer) -> Manifest:
         """Return the manifest that `to_json` wrote. Raises ChunkError when `data` is not one."""
         fields = parse_document(data, "a manifest", "num_chunks", "weight", "agreement")
-        return cls(fields["num_chunks"], fields["weight"], fields["agreement"], fields.get("non_finite"))
+        link = _link_from(fields.get("link"))
+        return cls(fields["num_chunks"], fields["weight"], fields["agreement"], fields.get("non_finite"), link)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What became of a round: the members and their weights, or the reason why it was refused."""
+    """What became of a round: the members and their weights, or the reason why it was refused.
+
+    `link` is the slowest of the members' ways to the store, for all of them to plan the next round by.
+    """
 
     members: Mapping[Member, float]
     refused: str | None = None
+    link: Link | None = None
 
     def to_json(self) -> bytes:
         """Return the decision as a document."""
         members = [[m.rank, m.incarnation, weight] for m, weight in sorted(self.members.items())]
-        return seal_document({"version": 1, "members": members, "refused": self.refused})
+        link = _link_fields(self.link)
+        return seal_document({"version": 1, "members": members, "refused": self.refused, "link": link})
 
     @classmethod
     def from_json(cls, data: Buffer) -> Decision:
         """Return the decision that `to_json` wrote. Raises ChunkError when `data` is not one."""
         fields = parse_document(data, "a decision", "members", "refused")
-        return cls({Member(rank, inc): weight for rank, inc, weight in fields["members"]}, fields["refused"])
+        members = {Member(rank, inc): weight for rank, inc, weight in fields["members"]}
+        return cls(members, fields["refused"], _link_from(fields.get("link")))
+
+
+def _link_fields(link: Link | None) -> dict[str, float] | None:
+    return None if link is None else {"latency_s": link.latency_s, "bandwidth": link.bandwidth}
+
+
+def _link_from(fields: Mapping[str, float] | None) -> Link | None:
+    return None if fields is None else Link(fields["latency_s"], fields["bandwidth"])
 
 
 async def decide(store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter) -> None:
@@ -95,7 +113,8 @@ async def decide(store: Store, keys: RoundKeys, members: Iterable[Member], meter
     elif bad := {member.rank: m.non_finite for member, m in manifests.items() if m.non_finite}:
         await _write(store, keys, Decision({}, _explain_non_finite(bad)), meter)
     else:
-        await _write(store, keys, Decision({member: m.weight for member, m in manifests.items()}), meter)
+        weights = {member: m.weight for member, m in manifests.items()}
+        await _write(store, keys, Decision(weights, link=slowest_link(m.link for m in manifests.values())), meter)
 
 
 async def refuse(store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter) -> None:

@@ -64,7 +64,7 @@ class Exchange:
         async with anyio.create_task_group() as tg:
             tg.start_soon(self._upload)
             tg.start_soon(Reducer(self._round, self._contribution).run, self._mine, self._publish)
-            for _ in range(self._round.concurrency):
+            for _ in range(self._round.most_in_flight):
                 tg.start_soon(self._read_all, theirs)
 
     def apply(self) -> None:
@@ -75,9 +75,9 @@ class Exchange:
             if values is not None:
                 codec.decode(body, values)
                 continue
-            values = self._payload.empty(chunk)
-            codec.decode(body, values)
-            self._payload.write(chunk, values)
+            with self._round.scratch.lend(chunk.numel, codec.dtype) as values:
+                codec.decode(body, values)
+                self._payload.write(chunk, values)
         self._payload.commit()
 
     async def under_way(self) -> None:

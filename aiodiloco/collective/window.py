@@ -64,9 +64,17 @@ class Request:
 
 
 class Window:
-    """Admits requests one way, first come first served, as many at once as its pace allows."""
+    """Admits requests one way, first come first served, as many at once as its pace allows.
+
+    Attributes:
+        nbytes: Bytes moved so far.
+        busy_s: Seconds in which at least one request was under way.
+    """
 
     def __init__(self, most: int) -> None:
+        self.nbytes = 0
+        self.busy_s = 0.0
+        self._busy_since = 0.0
         self._pace = Pace(most)
         self._limiter = anyio.CapacityLimiter(self._pace.limit)
 
@@ -77,16 +85,21 @@ class Window:
         async with self._hold(place=object()):
             in_flight, began = int(self._limiter.borrowed_tokens), time.perf_counter()
             yield request
+            self.nbytes += request.nbytes
             self._pace.note(request.nbytes, time.perf_counter() - began, in_flight)
             self._limiter.total_tokens = self._pace.limit
 
     @contextlib.asynccontextmanager
     async def _hold(self, place: object) -> AsyncIterator[None]:
         await self._limiter.acquire_on_behalf_of(place)
+        if self._limiter.borrowed_tokens == 1:
+            self._busy_since = time.perf_counter()
         try:
             yield
         finally:
             self._limiter.release_on_behalf_of(place)
+            if not self._limiter.borrowed_tokens:
+                self.busy_s += time.perf_counter() - self._busy_since
 
 
 class AdmittedReads:

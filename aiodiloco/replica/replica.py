@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.diloco import DiLoCo
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from aiodiloco.collective import AllReduceReport
+    from aiodiloco.collective.plan import Algorithm, Link
     from aiodiloco.diloco import OuterOptimizerFactory
     from aiodiloco.store import Store
 
@@ -115,6 +116,9 @@ async def join(
     rank: int,
     world_size: int,
     wire: str = "fp32",
+    algorithm: Algorithm | Literal["auto"] = "auto",
+    chunk_bytes: int | None = None,
+    link: Link | None = None,
     timeout: float = 600.0,
     log_capture: bool = True,
 ) -> AsyncIterator[Replica]:
@@ -125,15 +129,27 @@ async def join(
         rank: 0 .. world_size - 1, each taken once.
         world_size: Number of ranks; the first to join fixes it for the run.
         wire: Wire format of its all-reduces unless they name another.
+        algorithm: How the mean is formed, `"gather"`, `"scatter"` or `"auto"`; see `ObjectStoreAllReduce`.
+        chunk_bytes: Encoded bytes per chunk, about; None chooses by size.
+        link: What is known of the way to the store; None measures it.
         timeout: Seconds an all-reduce waits for the slowest rank.
         log_capture: Also write what passes the root logger to the event log.
 
     Raises:
-        ValueError: rank, world_size, wire or URI out of range.
+        ValueError: rank, world_size, wire, algorithm, chunk_bytes or URI out of range.
         StoreError: the store cannot be used.
         WorldSizeError, RankTakenError: the run has another size, or the rank is held by another process.
     """
-    transport = ObjectStoreAllReduce(rendezvous_uri, rank=rank, world_size=world_size, wire=wire, timeout=timeout)
+    transport = ObjectStoreAllReduce(
+        rendezvous_uri,
+        rank=rank,
+        world_size=world_size,
+        wire=wire,
+        algorithm=algorithm,
+        chunk_bytes=chunk_bytes,
+        link=link,
+        timeout=timeout,
+    )
     async with transport, EventWriter(transport.store, str(transport.member)) as events:
         with capture_logs(events) if log_capture else contextlib.nullcontext():
             events.emit("joined", rank=rank, world_size=world_size, pid=os.getpid())

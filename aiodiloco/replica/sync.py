@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from anyio.from_thread import start_blocking_portal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from aiodiloco.collective import AllReduceReport
+    from aiodiloco.collective.plan import Algorithm, Link
     from aiodiloco.diloco import OuterOptimizerFactory
 
 __all__ = ["SyncReplica", "join_sync"]
@@ -84,6 +85,9 @@ def join_sync(
     rank: int,
     world_size: int,
     wire: str = "fp32",
+    algorithm: Algorithm | Literal["auto"] = "auto",
+    chunk_bytes: int | None = None,
+    link: Link | None = None,
     timeout: float = 600.0,
     log_capture: bool = True,
 ) -> Iterator[SyncReplica]:
@@ -93,6 +97,9 @@ def join_sync(
         rank=rank,
         world_size=world_size,
         wire=wire,
+        algorithm=algorithm,
+        chunk_bytes=chunk_bytes,
+        link=link,
         timeout=timeout,
         log_capture=log_capture,
     )

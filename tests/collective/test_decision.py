@@ -12,6 +12,7 @@ from aiodiloco.collective.documents import parse_document, seal_document
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.collective.meter import Meter
 from aiodiloco.collective.payload import TensorSpec
+from aiodiloco.collective.plan import Link
 from aiodiloco.errors import ChunkError, RoundRefusedError
 from aiodiloco.store import MemoryStore
 
@@ -55,6 +56,9 @@ async def test_a_refusal_names_the_parameter_and_the_ranks():
 
 def test_records_survive_json():
     manifest, decision = Manifest(7, 1.5, "ab"), Decision({Member(4, 1): 3.0}, None)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert Decision.from_json(decision.to_json()) == decision
+    manifest, decision = (dataclasses.replace(record, link=Link(0.03, 1e8)) for record in (manifest, decision))
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert Decision.from_json(decision.to_json()) == decision
     assert Agreement.from_json(AGREEMENT.to_json()) == AGREEMENT

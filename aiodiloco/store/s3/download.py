@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import mmap
 import random
 import re
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from aiodiloco.errors import StoreError, StoreUnavailableError, StoreUnsupportedError
+from aiodiloco.store.pages import new_memory
 from aiodiloco.store.s3.failures import code_of, status_of
 
 if TYPE_CHECKING:
@@ -181,10 +181,8 @@ def _size_of(response: Mapping[str, Any], reading: _Reading) -> int:
 
 def _new_memory(size: int) -> memoryview:
     """Return writable memory. A large piece is not touched before its bytes come, however much was announced."""
-    if size < 1024 * 1024:
-        return memoryview(bytearray(size))
     try:
-        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        return new_memory(size)
     except (OSError, OverflowError, ValueError) as exc:
         raise StoreError(f"the server announces an object of {size} bytes, for which there is no memory") from exc
 
