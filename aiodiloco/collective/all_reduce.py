@@ -42,6 +42,7 @@ __all__ = ["ObjectStoreAllReduce"]
 _log = logging.getLogger(__name__)
 
 _WORKER_THREADS = 2  # per rank: one encodes while one reduces; more only fight over memory bandwidth
+_MAX_CHUNK_BYTES = 4 << 30
 _ENTER_BOUND_S = 60.0
 _JOINING_PATIENCE_S = 15.0  # with a store that fails, before the run begins
 _ASKING_PATIENCE_S = 2.0  # for what a round can do without: an explanation, a deletion
@@ -105,8 +106,11 @@ class ObjectStoreAllReduce:
         _check_wire(wire)
         if algorithm not in (*ALGORITHMS, "auto"):
             raise ValueError(f"algorithm must be 'auto', 'gather' or 'scatter', not {algorithm!r}")
-        if chunk_bytes is not None and chunk_bytes < 1:
-            raise ValueError(f"chunk_bytes must be at least 1, or None to choose by size, not {chunk_bytes}")
+        if chunk_bytes is not None and not 1 <= chunk_bytes <= _MAX_CHUNK_BYTES:
+            raise ValueError(
+                f"chunk_bytes must be 1 to {_MAX_CHUNK_BYTES} (4 GiB: S3 takes 5 in one request), or None to choose by "
+                f"size, not {chunk_bytes}"
+            )
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency}")
         _check_positive("timeout", timeout)

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from aiodiloco.collective.meter import Meter
     from aiodiloco.store import Buffer, Store
 
-__all__ = ["Decision", "Manifest", "decide", "missing_ranks", "refuse", "refuse_because", "wait_for_decision"]
+__all__ = ["Decision", "Manifest", "decide", "missing_ranks", "refuse", "wait_for_decision"]
 
 T = TypeVar("T")
 
 _READS_AT_ONCE = 32  # of manifests: small objects, so latency is all they cost
 _MOST_NAMED = 5
+_MAX_DOCUMENT_BYTES = 64 << 20  # a payload.json has some 100 bytes per tensor
+_UNEXPLAINED = "contributions differ in a way their payload.json does not show"
 _PATIENCE_S = 5.0  # for the payload.json of ranks that are late, before a refusal is written without them
 
 
@@ -106,7 +108,7 @@ async def decide(store: Store, keys: RoundKeys, members: Iterable[Member], meter
     try:
         manifests = dict(await map_concurrently(read, members, limit=_READS_AT_ONCE))
     except ChunkError as exc:
-        await refuse_because(store, keys, f"a manifest cannot be read: {exc}", meter)
+        await _write(store, keys, Decision({}, f"a manifest cannot be read: {exc}"), meter)
         return
     if len({m.agreement for m in manifests.values()}) > 1:
         await refuse(store, keys, members, meter)
@@ -117,8 +119,13 @@ async def decide(store: Store, keys: RoundKeys, members: Iterable[Member], meter
         await _write(store, keys, Decision(weights, link=slowest_link(m.link for m in manifests.values())), meter)
 
 
-async def refuse(store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter) -> None:
-    """Write a decision against the round, unless there is one, saying which ranks' contributions differ in what."""
+async def refuse(
+    store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter, *, otherwise: str = _UNEXPLAINED
+) -> None:
+    """Write a decision against the round, unless there is one, saying which ranks' contributions differ in what.
+
+    Where no difference shows, it gives the reason `otherwise`.
+    """
     with contextlib.suppress(KeyNotFoundError), meter.request("download"):
         await store.get(keys.decision, length=0)
         return
@@ -133,18 +140,13 @@ async def refuse(store: Store, keys: RoundKeys, members: Iterable[Member], meter
 
     with anyio.move_on_after(_PATIENCE_S):
         await map_concurrently(read, members, limit=_READS_AT_ONCE)
-    reason = explain_differences(agreements) or "; ".join(damaged.values())
-    await refuse_because(store, keys, reason or "contributions differ in a way their payload.json does not show", meter)
-
-
-async def refuse_because(store: Store, keys: RoundKeys, reason: str, meter: Meter) -> None:
-    """Write a decision against the round, unless there is one, for a reason that is known."""
+    reason = explain_differences(agreements) or "; ".join(damaged.values()) or otherwise
     await _write(store, keys, Decision({}, reason), meter)
 
 
 async def _read_when_there(store: Store, key: str, parse: Callable[[Buffer], T], meter: Meter) -> T:
     async def read() -> T:
-        return parse(await get_when_there(store, key, meter))
+        return parse(await get_when_there(store, key, meter, at_most=_MAX_DOCUMENT_BYTES))
 
     return await read_intact(key, read)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from aiodiloco.codec import REDUCED, ChunkHeader, mean_wire, unpack_chunk
-from aiodiloco.collective.decision import refuse_because, wait_for_decision
+from aiodiloco.codec import REDUCED, ChunkHeader, chunk_nbytes, get_codec, mean_wire, unpack_chunk
+from aiodiloco.collective.decision import refuse, wait_for_decision
 from aiodiloco.collective.documents import parse_document, seal_document
 from aiodiloco.collective.waiting import get_when_there, read_intact
 from aiodiloco.errors import ChunkError, RoundRefusedError
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from aiodiloco.collective.round import Round
 
 __all__ = ["ReceivedChunk", "check_header", "receive_chunk", "receive_mean"]
+
+
+_MAX_REFUSAL_BYTES = 64 << 10
 
 
 class ReceivedChunk(NamedTuple):
@@ -49,7 +52,7 @@ async def receive_chunk(round_: Round, member: Member, chunk: Chunk) -> Received
     key = round_.keys.chunk(member, chunk.index)
 
     async def read() -> ReceivedChunk:
-        received = await _read(round_, key)
+        received = await _read(round_, key, chunk_nbytes(get_codec(chunk.codec), chunk.numel))
         if received.header.payload == round_.digest:
             check_header(received.header, chunk, member.rank)
         return received
@@ -58,7 +61,8 @@ async def receive_chunk(round_: Round, member: Member, chunk: Chunk) -> Received
         return await read_intact(key, read)
     except ChunkError as exc:
         reason = f"the contribution of rank {member.rank} cannot be read: {exc}"
-        await refuse_because(round_.store, round_.keys, reason, round_.meter)
+        # Of a contribution to another all-reduce the chunks may have other sizes, and then its agreement tells.
+        await refuse(round_.store, round_.keys, round_.members, round_.meter, otherwise=reason)
         await wait_for_decision(round_.store, round_.keys, round_.meter)
         if round_.agreement.algorithm == "scatter":
             await round_.put(round_.reduced_key(chunk.index), seal_document({"refused": reason}))
@@ -75,15 +79,15 @@ async def receive_mean(round_: Round, chunk: Chunk) -> ReceivedChunk:
     key = round_.reduced_key(chunk.index)
 
     async def read() -> ReceivedChunk:
-        received = await _read(round_, key)
+        received = await _read(round_, key, chunk_nbytes(get_codec(mean_wire(chunk.codec)), chunk.numel))
         check_header(received.header, chunk, REDUCED)
         return received
 
     return await read_intact(key, read)
 
 
-async def _read(round_: Round, key: str) -> ReceivedChunk:
-    data = await get_when_there(round_.chunks, key, round_.meter)
+async def _read(round_: Round, key: str, nbytes: int) -> ReceivedChunk:
+    data = await get_when_there(round_.chunks, key, round_.meter, at_most=max(nbytes, _MAX_REFUSAL_BYTES))
     if bytes(data[:1]) == b"{":
         raise _refused(round_, str(parse_document(data, key, "refused")["refused"]))
     header, body = await round_.in_worker(lambda: unpack_chunk(data))

@@ -109,9 +109,9 @@ class AdmittedReads:
         self._store = store
         self._window = window
 
-    async def get(self, key: str) -> memoryview:
-        """Return the object, or raise KeyNotFoundError."""
+    async def get(self, key: str, *, length: int | None = None) -> memoryview:
+        """Return the object, or `length` bytes of a longer one; or raise KeyNotFoundError."""
         async with self._window.admit() as request:
-            data = await self._store.get(key)
+            data = await self._store.get(key, length=length)
             request.nbytes = data.nbytes
         return data

@@ -239,7 +239,9 @@ async def test_a_rank_that_joined_but_does_not_contribute_is_named_when_time_is_
         ({"world_size": 0}, "world_size must be an int >= 1, not 0"),
         ({"wire": "fp8"}, "wire must be one of fp32, .*not 'fp8'"),
         ({"algorithm": "tree"}, "'auto', 'gather' or 'scatter', not 'tree'"),
-        ({"chunk_bytes": 0}, "chunk_bytes must be at least 1"),
+        ({"chunk_bytes": 0}, r"chunk_bytes must be 1 to 4294967296 .* not 0"),
+        ({"chunk_bytes": -5}, "chunk_bytes must be 1 to .* not -5"),
+        ({"chunk_bytes": 5 << 30}, "4 GiB: S3 takes 5 in one request.* not 5368709120"),
         ({"concurrency": 0}, "concurrency must be at least 1"),
         ({"timeout": 0}, "timeout must be a finite number > 0, not 0"),
         ({"timeout": float("inf")}, "timeout must be a finite number"),
@@ -323,6 +325,26 @@ async def test_a_contribution_that_lies_there_damaged_is_refused_on_every_rank(w
             RoundRefusedError, match=f"contribution of rank 1 cannot be read: rounds/.*/1-0/0.*{message}"
         ):
             raise error
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_an_object_larger_than_it_may_be_is_refused_without_reading_all_of_it(algorithm):
+    class Bloated(MemoryStore):
+        most_read = 0
+
+        async def put(self, key, data):
+            await super().put(key, bytes(data) + bytes(50 << 20) if "/1-0/000000" in key else data)
+
+        async def get(self, key, **kwargs):
+            data = await super().get(key, **kwargs)
+            self.most_read = max(self.most_read, len(data))
+            return data
+
+    async with open_ranks(store := Bloated(), 2, algorithm=algorithm, chunk_bytes=1) as ranks:
+        errors = await on_all(ranks, lambda r: r.all_reduce({"w": torch.ones(4096)}, timeout=20))
+    with pytest.raises(RoundRefusedError, match=r"contribution of rank 1 cannot be read.* chunk is too long"):
+        raise errors[0]
+    assert store.most_read < 1 << 20
 
 
 async def test_a_chunk_damaged_on_its_way_is_read_again():
