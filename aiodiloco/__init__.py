@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult, ReplicaStatus, new_run_id, raise_for_failures
     from aiodiloco.replica import Replica, SyncReplica, join, join_sync
     from aiodiloco.store import FileStore, MemoryStore, S3Store, Store, join_uri, open_store, probe
+    from aiodiloco.store.volume.store import VolumeStore
 
 __all__ = [
     "JSON",
@@ -83,6 +84,7 @@ __all__ = [
     "StoreUnsupportedError",
     "SyncDiLoCo",
     "SyncReplica",
+    "VolumeStore",
     "WaitAll",
     "WorldSizeError",
     "__version__",
@@ -110,6 +112,7 @@ _HOME = {
     "records": ("JSON", "ReplicaHandle", "ReplicaResult", "ReplicaStatus", "new_run_id", "raise_for_failures"),
     "replica": ("Replica", "SyncReplica", "join", "join_sync"),
     "store": ("FileStore", "MemoryStore", "S3Store", "Store", "join_uri", "open_store", "probe"),
+    "store.volume.store": ("VolumeStore",),
 }
 _EXTRA_OF = {"modal": "modal", "torch": "torch", "safetensors": "torch", "xxhash": "torch"}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -16,6 +16,7 @@
     └── ExecutorError                  launching and collecting
         ├── EntrypointError            (ValueError) not an importable function, or arguments that are not JSON
         ├── HandleError                (ValueError) a handle of another backend, malformed, or of a forgotten run
+        ├── UncertainSpawnError        a replica may have started, and its backend did not say so
         ├── LaunchError                a replica could not be started; carries every rank's result
         └── ReplicaFailedError         replicas did not succeed; carries every rank's result
 
@@ -50,6 +51,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "StoreUnsupportedError",
+    "UncertainSpawnError",
     "WorldSizeError",
 ]
 
@@ -120,6 +122,10 @@ class EntrypointError(ExecutorError, ValueError):
 
 class HandleError(ExecutorError, ValueError):
     """A handle this executor cannot use."""
+
+
+class UncertainSpawnError(ExecutorError):
+    """A replica was asked for and the answer is lost: it may have started."""
 
 
 class _ResultsError(ExecutorError):

@@ -6,11 +6,12 @@
 Both do the same: they put the app on Modal for as long as they run, call `train` once for every rank, show what rank 0
 prints, and return when all ranks have ended. If one fails, or you press Ctrl-C, all are ended.
 
-The store must be one that all containers reach. Today this library meets in directories only, and no directory is
-shared by Modal's containers as it must be (a Volume is not: see docs/modal.md), so on Modal itself this trains with
-`--replicas 1 --store /tmp/runs`; with more, it runs as it is against the loopback control plane of
-`aiodiloco.testing.modal`, whose containers share this machine's disk. The bucket's credentials belong in a Modal secret
-named `aiodiloco-bucket`: `modal secret create aiodiloco-bucket AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…`.
+The store must be one that all containers reach: a bucket, or a Modal Volume (`modal-volume://name/prefix`), which is
+slower and needs no account elsewhere. The bucket's credentials belong in a Modal secret named `aiodiloco-bucket`:
+
+    modal secret create aiodiloco-bucket AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=… AWS_REGION=…
+
+and AWS_ENDPOINT_URL=… where it is not Amazon's. The secret must exist, if only with one value, also for a Volume.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ app = modal.App("aiodiloco-train")
 
 image = (
     modal.Image.debian_slim("3.12")
-    .pip_install("anyio>=4.14", "torch>=2.6", "xxhash>=3.5")
+    .pip_install("aiobotocore>=3.9", "anyio>=4.14", "torch>=2.6", "xxhash>=3.5")
     .add_local_python_source("aiodiloco")
 )
 

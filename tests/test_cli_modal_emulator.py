@@ -107,10 +107,12 @@ def test_a_plain_modal_script_runs_on_what_it_prints_and_ctrl_c_leaves_nothing(t
 
 _SHELL = """
 eval "$({command} 2> log &)"
-{modal} app list || exit 3
 pid=$(grep -o 'kill [0-9]*' log | cut -d ' ' -f 2)
+trap "kill $pid" EXIT
+{modal} app list || exit 3
 kill $pid
 until ! kill -0 $pid; do sleep 0.05; done 2> /dev/null
+trap - EXIT
 """
 
 

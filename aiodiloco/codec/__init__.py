@@ -11,6 +11,7 @@ from aiodiloco.codec.chunk import (
     pack_chunk,
     unpack_chunk,
 )
+from aiodiloco.codec.dense import as_values
 
 __all__ = [
     "HEADER_BYTES",
@@ -19,6 +20,7 @@ __all__ = [
     "Codec",
     "as_bytes",
     "as_tensor",
+    "as_values",
     "chunk_nbytes",
     "codec_for_code",
     "digest",

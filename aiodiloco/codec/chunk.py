@@ -7,12 +7,12 @@ import math
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import torch
 import xxhash
 
 from aiodiloco.codec.base import codec_for_code, get_codec
-from aiodiloco.codec.buffers import as_bytes, as_tensor
+from aiodiloco.codec.buffers import as_tensor
 from aiodiloco.errors import ChunkError
+from aiodiloco.store.pages import new_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,9 +108,8 @@ def pack_chunk(header: ChunkHeader, values: Tensor) -> memoryview:
     codec = get_codec(header.codec)
     if values.shape != (header.numel,):
         raise ValueError(f"values must have the shape ({header.numel},) of the header, not {tuple(values.shape)}")
-    buffer = torch.empty(chunk_nbytes(codec, header.numel), dtype=torch.uint8)  # a bytearray would be zeroed first
-    codec.encode(values, buffer[HEADER_BYTES:])
-    data = as_bytes(buffer)
+    data = new_memory(chunk_nbytes(codec, header.numel))
+    codec.encode(values, as_tensor(data[HEADER_BYTES:]))
     body_bytes, origin = len(data) - HEADER_BYTES, (header.chunk, header.rank, header.weight, header.payload)
     _FIELDS.pack_into(data, 0, *_Fields(_MAGIC, _VERSION, codec.code, header.numel, body_bytes, *origin))
     data[_DIGEST_AT:HEADER_BYTES] = _digest_of_chunk(data)

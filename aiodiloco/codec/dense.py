@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["DenseCodec"]
+    from aiodiloco.codec.base import Codec
+
+__all__ = ["DenseCodec", "as_values"]
 
 _NAN_BITS: Final[Mapping[torch.dtype, int]] = {torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}
 
@@ -69,3 +71,13 @@ class DenseCodec:
         check_tensors(out, data, dtype=self.dtype, nbytes=self.nbytes(out.numel()))
         for piece, target in pieces(typed(data, self.wire), out):
             target.copy_(piece)
+
+
+def as_values(codec: Codec, data: Tensor) -> Tensor | None:
+    """Return the values in `data`, (nbytes(numel),) uint8, where the wire holds them as they are; else None.
+
+    The result, (numel,) `codec.dtype`, is a view of `data` if that is aligned, else of a copy; never write to it.
+    """
+    if isinstance(codec, DenseCodec) and codec.wire == codec.dtype:
+        return typed(data, codec.dtype)
+    return None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from aiodiloco.collective.documents import parse_document
+from aiodiloco.collective.documents import parse_document, seal_document
 from aiodiloco.collective.payload import TensorSpec
 
 if TYPE_CHECKING:
@@ -42,9 +41,9 @@ class Agreement:
     basis: str = ""
 
     def to_json(self) -> bytes:
-        """Return canonical JSON: equal agreements give equal bytes."""
+        """Return a document: equal agreements give equal bytes."""
         fields = {**vars(self), "tensors": [(t.name, t.shape, t.dtype, t.tied_to) for t in self.tensors]}
-        return json.dumps(fields, sort_keys=True).encode()
+        return seal_document(fields)
 
     @classmethod
     def from_json(cls, data: Buffer) -> Agreement:

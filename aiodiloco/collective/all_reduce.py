@@ -19,7 +19,8 @@ from aiodiloco.collective.blame import most_telling, whom_it_waits_for
 from aiodiloco.collective.choice import Rules
 from aiodiloco.collective.cleanup import Cleanup
 from aiodiloco.collective.decider import Decider
-from aiodiloco.collective.decision import Decision, read_decision
+from aiodiloco.collective.decision import Decision, read_decision, read_when_there
+from aiodiloco.collective.exchange import Exchange
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.collective.membership import check_rank, claim_rank, list_members, wait_for_members, withdraw_claim
 from aiodiloco.collective.meter import AllReduceReport, Meter
@@ -27,10 +28,9 @@ from aiodiloco.collective.patience import Lateness
 from aiodiloco.collective.payload import Payload
 from aiodiloco.collective.plan import ALGORITHMS, Algorithm, Link, choose_algorithm, choose_chunk_bytes, make_grid
 from aiodiloco.collective.round import Round
-from aiodiloco.collective.settling import obtain_mean, settle
-from aiodiloco.collective.waiting import get_when_there
+from aiodiloco.collective.settling import finish, settle
 from aiodiloco.errors import CollectiveError, RankTakenError, RoundRefusedError, RoundTimeoutError, StoreError
-from aiodiloco.store import Store, open_store, probe
+from aiodiloco.store import ResilientStore, Store, open_store, probe
 from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from aiodiloco.collective.exchange import Exchange
-
 __all__ = ["ObjectStoreAllReduce"]
 
 T = TypeVar("T")
@@ -49,7 +47,10 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _WORKER_THREADS = 2  # per rank: one encodes while one reduces; more only fight over memory bandwidth
+_MAX_CHUNK_BYTES = 4 << 30
 _ENTER_BOUND_S = 60.0
+_JOINING_PATIENCE_S = 15.0  # with a store that fails, before the run begins
+_ASKING_PATIENCE_S = 2.0  # for what a round can do without: an explanation, a deletion
 _COMPLAIN_AFTER_S = 30.0
 _WEIGHTS = (1e-20, 1e20)  # products with any sane value stay within float32
 
@@ -82,7 +83,8 @@ class ObjectStoreAllReduce:
             element, for contributions whose mean is int8.
         algorithm: `"gather"`, `"scatter"`, or `"auto"` to let the cost model choose. Must be the same on all ranks.
         chunk_bytes: Encoded bytes per chunk, about; None chooses by size and world size. The same on all ranks.
-        link: What the cost model assumes of the way to the store. The same on all ranks.
+        link: What the cost model assumes of the way to the store, the same on all ranks; None takes what the slowest
+            rank measured in earlier rounds, and a guess before that.
         concurrency: Requests for chunks in flight, each way, at most; fewer where more only queue.
         timeout: Seconds one `all_reduce` may take, waiting for the slowest rank included.
         min_replicas: So many contributions make a round, if the others do not come; None: all. The same on all ranks.
@@ -120,22 +122,28 @@ class ObjectStoreAllReduce:
         _check_wire(wire)
         if algorithm not in (*ALGORITHMS, "auto"):
             raise ValueError(f"algorithm must be 'auto', 'gather' or 'scatter', not {algorithm!r}")
-        if chunk_bytes is not None and chunk_bytes < 1:
-            raise ValueError(f"chunk_bytes must be at least 1, or None to choose by size, not {chunk_bytes}")
+        if chunk_bytes is not None and not 1 <= chunk_bytes <= _MAX_CHUNK_BYTES:
+            raise ValueError(
+                f"chunk_bytes must be 1 to {_MAX_CHUNK_BYTES} (4 GiB: S3 takes 5 in one request), or None to choose by "
+                f"size, not {chunk_bytes}"
+            )
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency}")
         _check_positive("timeout", timeout)
         self._rules = _check_rules(world_size, min_replicas, max_norm_ratio)
         if not 0 <= grace < math.inf:
             raise ValueError(f"grace must be a finite number of seconds >= 0, not {grace!r}")
-        self.store = store if isinstance(store, Store) else open_store(store)
-        self._owns_store = self.store is not store
+        given = store if isinstance(store, Store) else open_store(store)
+        self._owns_store = given is not store
+        self.store: Store = ResilientStore(given)  # every wait of a round has its own bound
+        self._joining_store = ResilientStore(given, patience_s=_JOINING_PATIENCE_S)
+        self._asking_store = ResilientStore(given, patience_s=_ASKING_PATIENCE_S)
         self.member = Member(rank, 0)
         self.world_size = world_size
         self.wire = wire
         self._algorithm: Algorithm | None = None if algorithm == "auto" else algorithm
         self._chunk_bytes = chunk_bytes
-        self._link = link or Link()
+        self._link = link
         self._concurrency = concurrency
         self._timeout = timeout
         self._grace_s = grace
@@ -145,8 +153,10 @@ class ObjectStoreAllReduce:
         self._lateness: defaultdict[int, Lateness] = defaultdict(Lateness)
         self._next_round: dict[int, int] = {}
         self._busy: set[int] = set()
+        self._agreed_link: dict[int, Link | None] = {}
+        self._measured_link: Link | None = None
         self._sent: dict[RoundKeys, dict[int, bytes]] = {}
-        self._cleanup = Cleanup(self.store, concurrency)
+        self._cleanup = Cleanup(self._asking_store)
         self._kept_from: dict[int, int] = {}  # by fragment
         self._keeps_all = self._rules.min_members < world_size
         self._nonce = secrets.token_hex(8)
@@ -166,9 +176,9 @@ class ObjectStoreAllReduce:
             with anyio.move_on_after(_ENTER_BOUND_S) as scope:
                 if self._owns_store:
                     await stack.enter_async_context(self.store)
-                await probe(self.store)
+                await probe(self._joining_store)
                 self.member = await claim_rank(
-                    self.store,
+                    self._joining_store,
                     self.rank,
                     self.world_size,
                     self._nonce,
@@ -321,45 +331,57 @@ class ObjectStoreAllReduce:
         began, keys = time.perf_counter(), request.keys
         async with anyio.create_task_group() as around:
             around.start_soon(self._complain, keys)
-            around.start_soon(self._cleanup.delete_before, self._oldest_needed(keys))
             expected = await self._expect(keys)
             round_, payload = await self._in_worker(lambda: self._plan(request, expected))
             self._has_contributed = True
-            found, decision = await settle(
-                round_, payload, self._sent.setdefault(keys, {}), self._decider(round_, expected)
-            )
+            bet = Exchange(round_, payload, self._sent.setdefault(keys, {}))
+            around.start_soon(self._clean_up, bet, self._oldest_needed(keys))
+            found, decision = await settle(bet, self._decider(round_, expected))
             if found is None:
                 await self._check_own_place(decision)
             exchange = found or await self._obtain(keys, request.tensors, decision, round_.meter)
             around.cancel_scope.cancel()
-        await self._apply(exchange)
-        self._note_over(keys, decision)
         self._cleanup.note(exchange.round)
-        return exchange.round.report(time.perf_counter() - began, decision.excluded)
+        return await self._apply(exchange, decision, began)
+
+    async def _clean_up(self, exchange: Exchange, keys: RoundKeys) -> None:
+        await exchange.under_way()
+        await self._cleanup.delete_before(keys)
 
     async def _adopt(self, keys: RoundKeys, tensors: Mapping[str, Tensor]) -> AllReduceReport | None:
         began, meter = time.perf_counter(), Meter()
         decision = await read_decision(self.store, keys, meter)
         if decision is None:
             return None
-        exchange = await self._obtain(keys, tensors, decision, meter)
-        await self._apply(exchange)
-        self._note_over(keys, decision)
-        return exchange.round.report(time.perf_counter() - began, decision.excluded)
+        return await self._apply(await self._obtain(keys, tensors, decision, meter), decision, began)
 
     async def _obtain(
         self, keys: RoundKeys, tensors: Mapping[str, Tensor], decision: Decision, meter: Meter
     ) -> Exchange:
         """Return the whole mean of a decided round that this rank is not in."""
-        data = await get_when_there(self.store, keys.payload(min(decision.members)), meter)
-        agreement = Agreement.from_json(data)
+        key = keys.payload(min(decision.members))
+        agreement = await read_when_there(self.store, key, Agreement.from_json, meter)
 
-        def plan() -> tuple[Round, Payload]:
+        def plan() -> Exchange:
             payload = Payload(tensors, agreement.wire)
             round_ = self._round(keys, agreement, payload, decision.members, 1.0)
-            return dataclasses.replace(round_, meter=meter), payload
+            return Exchange(dataclasses.replace(round_, meter=meter), payload, None)
 
-        return await obtain_mean(*(await self._in_worker(plan)), decision)
+        return await finish(await self._in_worker(plan))
+
+    async def _apply(self, exchange: Exchange, decision: Decision, began: float) -> AllReduceReport:
+        """Decode the mean into the tensors, and remember what the next round is planned by."""
+        round_ = exchange.round
+        with round_.meter.phase("apply"):
+            await round_.in_worker(exchange.apply)
+        fragment = round_.keys.fragment
+        self._members[fragment] = frozenset(decision.members)
+        self._agreed_link[fragment] = decision.link  # every rank reads the same, so all plan alike
+        for keys in [k for k in self._sent if k.fragment == fragment]:
+            del self._sent[keys]
+        report = round_.report(time.perf_counter() - began, decision.excluded)
+        self._measured_link = report.link or self._measured_link
+        return report
 
     def _oldest_needed(self, keys: RoundKeys) -> RoundKeys:
         """Return the first round that someone may still read, while round `keys` goes on."""
@@ -372,6 +394,7 @@ class ObjectStoreAllReduce:
         if known is None and keys.round:
             before = await read_decision(self.store, RoundKeys(keys.round - 1, keys.fragment), Meter())
             known = None if before is None else frozenset(before.members)
+            self._agreed_link[keys.fragment] = None if before is None else before.link
         if known is None:
             known = await wait_for_members(
                 self.store, self.world_size, min_members=self._rules.min_members, grace_s=self._grace_s
@@ -392,15 +415,6 @@ class ObjectStoreAllReduce:
         if "differs" in why:
             raise RoundRefusedError(f"this rank's contribution is not in the round: {why}")
 
-    async def _apply(self, exchange: Exchange) -> None:
-        with exchange.round.meter.phase("apply"):
-            await exchange.round.in_worker(exchange.apply)
-
-    def _note_over(self, keys: RoundKeys, decision: Decision) -> None:
-        self._members[keys.fragment] = frozenset(decision.members)
-        for old in [k for k in self._sent if k.fragment == keys.fragment]:
-            del self._sent[old]
-
     async def _in_worker(self, compute: Callable[[], T]) -> T:
         return await run_in_worker(lambda _: compute(), self._workers)
 
@@ -410,13 +424,15 @@ class ObjectStoreAllReduce:
 
     async def _whom_it_waits_for(self, keys: RoundKeys) -> str:
         expected = self._members.get(keys.fragment, frozenset())
-        return await whom_it_waits_for(self.store, keys, self.member, sorted(expected), self.world_size)
+        return await whom_it_waits_for(self._asking_store, keys, self.member, sorted(expected), self.world_size)
 
     def _plan(self, request: _Request, members: Collection[Member]) -> tuple[Round, Payload]:
         """Return the round and what goes into it. Runs in a worker thread: it may copy tensors and hash names."""
         payload = Payload(request.tensors, request.wire)
-        chunk_bytes = self._chunk_bytes or choose_chunk_bytes(payload.wire_bytes, self.world_size)
-        algorithm = self._algorithm or choose_algorithm(payload.wire_bytes, self.world_size, self._link)
+        sizes = payload.wire_bytes, payload.decoded_bytes
+        chunk_bytes = self._chunk_bytes or choose_chunk_bytes(*sizes, self.world_size)
+        link = self._link or self._agreed_link.get(request.keys.fragment) or Link()
+        algorithm = self._algorithm or choose_algorithm(payload.wire_bytes, self.world_size, link)
         agreement = Agreement(
             payload.specs, request.wire, algorithm, chunk_bytes, request.settings, request.basis.hex()
         )
@@ -439,6 +455,7 @@ class ObjectStoreAllReduce:
             workers=self._workers,
             concurrency=self._concurrency,
             is_elastic=self._rules.min_members < self.world_size,
+            link=self._measured_link,
         )
 
 

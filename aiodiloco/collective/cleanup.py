@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Cleanup"]
 
+_DELETES_AT_ONCE = 4  # there is a whole round for it
+
 _log = logging.getLogger(__name__)
 
 
@@ -26,9 +28,8 @@ class Cleanup:
     is past all rounds before the last. Decisions stay: they are small, and the record of who took part.
     """
 
-    def __init__(self, store: Store, concurrency: int) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._concurrency = concurrency
         self._written: dict[RoundKeys, list[str]] = {}
 
     def note(self, round_: Round) -> None:
@@ -50,7 +51,7 @@ class Cleanup:
 
         try:
             async with anyio.create_task_group() as tg:
-                for _ in range(self._concurrency):
+                for _ in range(_DELETES_AT_ONCE):
                     tg.start_soon(delete)
         except* StoreError as errors:
             _log.warning("could not delete old rounds: %s", errors.exceptions[0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 import torch
 
-from aiodiloco.codec import HEADER_BYTES, ChunkHeader, as_tensor, get_codec, pack_chunk
+from aiodiloco.codec import HEADER_BYTES, ChunkHeader, as_tensor, as_values, get_codec, pack_chunk
 from aiodiloco.codec.pieces import pieces
 from aiodiloco.collective.decision import Manifest
 from aiodiloco.collective.progress import Progress
@@ -34,7 +34,7 @@ class Contribution:
     Args:
         round_: The round this contributes to.
         payload: Tensors to read from; they must not change until the round is over.
-        uses: How often each chunk will be asked for; its buffer is dropped after that.
+        uses: How often each chunk will be asked for; its buffer is dropped after that, or earlier.
         sent: Headers of chunks sent in an earlier attempt at this round; this attempt's are added. Keys are
             written once, so a repeated attempt must bring the same values.
     """
@@ -53,14 +53,20 @@ class Contribution:
         self._locks: defaultdict[int, anyio.Lock] = defaultdict(anyio.Lock)
 
     async def take(self, index: int) -> memoryview:
-        """Return the encoded chunk; counts as one of its uses."""
+        """Return the encoded chunk; counts as one of its uses.
+
+        Between two uses it is kept, if that are few chunks; else it is encoded again, so that a peer that is late costs
+        time but not the memory of a whole contribution.
+        """
         async with self._locks[index]:
             data = self._encoded.get(index)
             if data is None:
                 data = self._encoded[index] = await self._encode(self._round.grid[index])
         self._uses[index] -= 1
+        if self._uses[index] == 0 or len(self._encoded) > self._round.most_in_flight:
+            self._encoded.pop(index, None)
         if self._uses[index] == 0:
-            del self._encoded[index], self._locks[index]
+            self._locks.pop(index, None)
         return data
 
     async def upload(self, order: Iterable[int]) -> None:
@@ -68,15 +74,16 @@ class Contribution:
         round_, remaining = self._round, iter(order)
         async with anyio.create_task_group() as tg:
             tg.start_soon(round_.put, round_.keys.payload(round_.me), round_.agreement_json)
-            for _ in range(round_.concurrency):
+            for _ in range(round_.most_in_flight):
                 tg.start_soon(self._upload_chunks, remaining)
         norm = math.sqrt(math.fsum(self._squares.values()))
         manifest = Manifest(
-            len(round_.grid),
-            round_.weight,
-            round_.digest.hex(),
-            self._non_finite,
-            norm if math.isfinite(norm) else None,
+            num_chunks=len(round_.grid),
+            weight=round_.weight,
+            agreement=round_.digest.hex(),
+            non_finite=self._non_finite,
+            norm=norm if math.isfinite(norm) else None,
+            link=round_.link,
         )
         await round_.put(round_.keys.manifest(round_.me), manifest.to_json())
 
@@ -106,8 +113,15 @@ class Contribution:
         """Return the encoded chunk; of its decoded values, the name of a tensor not finite, and the sum of squares."""
         round_ = self._round
         header = ChunkHeader(chunk.codec, chunk.numel, chunk.index, round_.me.rank, round_.weight, round_.digest)
-        values = self._payload.read(chunk)
-        data = pack_chunk(header, values)
-        get_codec(chunk.codec).decode(as_tensor(data[HEADER_BYTES:]), values)
-        squares = math.fsum(float(torch.dot(piece, piece)) for (piece,) in pieces(values))
-        return data, self._payload.non_finite(chunk, values), squares
+        codec = get_codec(chunk.codec)
+        with round_.scratch.lend(chunk.numel, codec.dtype) as room:
+            values = self._payload.view(chunk)
+            if values is None:
+                self._payload.read(chunk, values := room)
+            data = pack_chunk(header, values)
+            body = as_tensor(data[HEADER_BYTES:])
+            decoded = as_values(codec, body)
+            if decoded is None:
+                codec.decode(body, decoded := room)
+            squares = sum(float(torch.dot(piece, piece)) for (piece,) in pieces(decoded))
+            return data, self._payload.non_finite(chunk, decoded), squares

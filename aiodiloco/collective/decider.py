@@ -10,9 +10,10 @@ import anyio
 
 from aiodiloco.collective.agreement import Agreement, explain_differences
 from aiodiloco.collective.choice import Choice, Rules, choose
-from aiodiloco.collective.decision import Decision, Manifest, list_arrivals
-from aiodiloco.collective.waiting import Backoff, get_when_there
-from aiodiloco.errors import KeyNotFoundError
+from aiodiloco.collective.decision import Decision, Manifest, list_arrivals, read_when_there
+from aiodiloco.collective.plan import slowest_link
+from aiodiloco.collective.waiting import Backoff
+from aiodiloco.errors import ChunkError, KeyNotFoundError
 from aiodiloco.store.fan_out import map_concurrently
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = ["Decider", "refuse"]
 
 _READS_AT_ONCE = 32  # of manifests: small objects, so latency is all they cost
 _MOST_NAMED = 5
+_UNEXPLAINED = "contributions differ in a way their payload.json does not show"
 _PATIENCE_S = 5.0  # for the payload.json of ranks that are late, before a refusal is written without them
 
 
@@ -55,7 +57,11 @@ class Decider:
         quorum_at = float("inf")
         backoff = Backoff()
         while True:
-            announced = await self._look(arrived)
+            try:
+                announced = await self._look(arrived)
+            except ChunkError as exc:
+                await _write(self.store, self.keys, Decision({}, f"a manifest cannot be read: {exc}"), self.meter)
+                return
             now = anyio.current_time()
             if len({member.rank for member in arrived}) >= self.rules.min_members:
                 quorum_at = min(quorum_at, now)
@@ -75,8 +81,7 @@ class Decider:
             whole, announced = await list_arrivals(self.store, self.keys)
 
         async def read(member: Member) -> tuple[Member, Manifest]:
-            with self.meter.request("download"):
-                return member, Manifest.from_json(await self.store.get(self.keys.manifest(member)))
+            return member, await read_when_there(self.store, self.keys.manifest(member), Manifest.from_json, self.meter)
 
         new = await map_concurrently(read, sorted(whole - arrived.keys()), limit=_READS_AT_ONCE)
         now = anyio.current_time()
@@ -85,26 +90,36 @@ class Decider:
 
     async def _write(self, choice: Choice, manifests: Mapping[Member, Manifest]) -> None:
         if choice.members:
-            await _write(self.store, self.keys, Decision(choice.members, excluded=choice.excluded), self.meter)
+            link = slowest_link(manifests[member].link for member in choice.members)
+            await _write(self.store, self.keys, Decision(choice.members, None, choice.excluded, link), self.meter)
         elif choice.differ:
             await refuse(self.store, self.keys, manifests, self.meter)
         else:
             await _write(self.store, self.keys, Decision({}, _explain(choice, manifests)), self.meter)
 
 
-async def refuse(store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter) -> None:
-    """Write a decision against the round, unless there is one, saying which ranks' contributions differ in what."""
+async def refuse(
+    store: Store, keys: RoundKeys, members: Iterable[Member], meter: Meter, *, otherwise: str = _UNEXPLAINED
+) -> None:
+    """Write a decision against the round, unless there is one, saying which ranks' contributions differ in what.
+
+    Where no difference shows, it gives the reason `otherwise`.
+    """
     with contextlib.suppress(KeyNotFoundError), meter.request("download"):
         await store.get(keys.decision, length=0)
         return
     agreements: dict[int, Agreement] = {}
+    damaged: dict[int, str] = {}
 
     async def read(member: Member) -> None:
-        agreements[member.rank] = Agreement.from_json(await get_when_there(store, keys.payload(member), meter))
+        try:
+            agreements[member.rank] = await read_when_there(store, keys.payload(member), Agreement.from_json, meter)
+        except ChunkError as exc:
+            damaged[member.rank] = f"what rank {member.rank} contributed cannot be read: {exc}"
 
     with anyio.move_on_after(_PATIENCE_S):
         await map_concurrently(read, members, limit=_READS_AT_ONCE)
-    reason = explain_differences(agreements) or "contributions differ in a way their payload.json does not show"
+    reason = explain_differences(agreements) or "; ".join(damaged.values()) or otherwise
     await _write(store, keys, Decision({}, reason), meter)
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from aiodiloco.collective.documents import parse_document
+from aiodiloco.collective.documents import parse_document, seal_document
 from aiodiloco.collective.keys import Member, RoundKeys
-from aiodiloco.collective.waiting import get_when_there
+from aiodiloco.collective.meter import Meter
+from aiodiloco.collective.plan import Link
+from aiodiloco.collective.waiting import get_when_there, read_intact
 from aiodiloco.errors import KeyNotFoundError, RoundRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from aiodiloco.collective.meter import Meter
     from aiodiloco.store import Buffer, Store
 
 __all__ = [
@@ -24,8 +24,13 @@ __all__ = [
     "list_arrivals",
     "missing_ranks",
     "read_decision",
+    "read_when_there",
     "wait_for_decision",
 ]
+
+T = TypeVar("T")
+
+_MAX_DOCUMENT_BYTES = 64 << 20  # a payload.json has some 100 bytes per tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Manifest:
         weight: What it counts in the mean.
         agreement: Hex digest that all its chunks carry.
         non_finite: A tensor with NaN or infinite values on the wire, if there is one.
-        norm: Euclidean norm of all its values, as they are on the wire.
+        norm: Euclidean norm of all its values, as they are on the wire; None where that is not finite.
+        link: What this rank measured of its way to the store in earlier rounds, if it did.
     """
 
     num_chunks: int
@@ -45,16 +51,17 @@ class Manifest:
     agreement: str
     non_finite: str | None = None
     norm: float | None = None
+    link: Link | None = None
 
     def to_json(self) -> bytes:
-        """Return the manifest as JSON."""
-        return json.dumps(vars(self)).encode()
+        """Return the manifest as a document."""
+        return seal_document({**vars(self), "link": _link_fields(self.link)})
 
     @classmethod
     def from_json(cls, data: Buffer) -> Manifest:
         """Return the manifest that `to_json` wrote. Raises ChunkError when `data` is not one."""
         fields = parse_document(data, "a manifest", "num_chunks", "weight", "agreement")
-        rest = fields.get("non_finite"), fields.get("norm")
+        rest = fields.get("non_finite"), fields.get("norm"), _link_from(fields.get("link"))
         return cls(fields["num_chunks"], fields["weight"], fields["agreement"], *rest)
 
 
@@ -66,26 +73,62 @@ class Decision:
         members: Who is in the mean, with which weight; empty if the round was refused.
         refused: Why there is no mean; None if there is one.
         excluded: Who contributed in vain, and why.
+        link: The slowest of the members' ways to the store, for all of them to plan the next round by.
     """
 
     members: Mapping[Member, float]
     refused: str | None = None
     excluded: Mapping[Member, str] = dataclasses.field(default_factory=dict)
+    link: Link | None = None
 
     def to_json(self) -> bytes:
-        """Return the decision as JSON."""
+        """Return the decision as a document."""
         members = [[m.rank, m.incarnation, weight] for m, weight in sorted(self.members.items())]
         excluded = [[m.rank, m.incarnation, why] for m, why in sorted(self.excluded.items())]
         fields = {"version": 1, "members": members, "refused": self.refused, "excluded": excluded}
-        return json.dumps(fields).encode()
+        return seal_document({**fields, "link": _link_fields(self.link)})
 
     @classmethod
     def from_json(cls, data: Buffer) -> Decision:
-        """Return the decision that `to_json` wrote."""
-        fields = parse_document(data, "a decision", "members", "refused", "excluded")
-        members = {Member(rank, incarnation): weight for rank, incarnation, weight in fields["members"]}
-        excluded = {Member(rank, incarnation): why for rank, incarnation, why in fields["excluded"]}
-        return cls(members, fields["refused"], excluded)
+        """Return the decision that `to_json` wrote. Raises ChunkError when `data` is not one."""
+        fields = parse_document(data, "a decision", "members", "refused")
+        members = {Member(rank, inc): weight for rank, inc, weight in fields["members"]}
+        excluded = {Member(rank, inc): why for rank, inc, why in fields.get("excluded", ())}
+        return cls(members, fields["refused"], excluded, _link_from(fields.get("link")))
+
+
+def _link_fields(link: Link | None) -> dict[str, float] | None:
+    return None if link is None else {"latency_s": link.latency_s, "bandwidth": link.bandwidth}
+
+
+def _link_from(fields: Mapping[str, float] | None) -> Link | None:
+    return None if fields is None else Link(fields["latency_s"], fields["bandwidth"])
+
+
+async def read_when_there(store: Store, key: str, parse: Callable[[Buffer], T], meter: Meter) -> T:
+    """Return a document, parsed, waiting for it to be written.
+
+    Raises:
+        ChunkError: it is damaged where it lies.
+    """
+
+    async def read() -> T:
+        return parse(await get_when_there(store, key, meter, at_most=_MAX_DOCUMENT_BYTES))
+
+    return await read_intact(key, read)
+
+
+async def read_decision(store: Store, keys: RoundKeys, meter: Meter) -> Decision | None:
+    """Return the decision if there is one. Raises RoundRefusedError if it is a refusal."""
+
+    async def read() -> Decision:
+        with meter.request("download"):
+            return Decision.from_json(await store.get(keys.decision, length=_MAX_DOCUMENT_BYTES))
+
+    try:
+        return _unless_refused(keys, await read_intact(keys.decision, read))
+    except KeyNotFoundError:
+        return None
 
 
 async def wait_for_decision(store: Store, keys: RoundKeys, meter: Meter) -> Decision:
@@ -93,18 +136,9 @@ async def wait_for_decision(store: Store, keys: RoundKeys, meter: Meter) -> Deci
 
     Raises:
         RoundRefusedError: the round was refused; the same error on every rank.
+        ChunkError: the decision cannot be read.
     """
-    return _unless_refused(keys, Decision.from_json(await get_when_there(store, keys.decision, meter)))
-
-
-async def read_decision(store: Store, keys: RoundKeys, meter: Meter) -> Decision | None:
-    """Return the decision if there is one. Raises RoundRefusedError if it is a refusal."""
-    try:
-        with meter.request("download"):
-            data = await store.get(keys.decision)
-    except KeyNotFoundError:
-        return None
-    return _unless_refused(keys, Decision.from_json(data))
+    return _unless_refused(keys, await read_when_there(store, keys.decision, Decision.from_json, meter))
 
 
 def _unless_refused(keys: RoundKeys, decision: Decision) -> Decision:
@@ -117,15 +151,13 @@ async def is_replayable(store: Store, fragments: Iterable[int]) -> bool:
     """Return whether all rounds that were decided can still be read from the first on."""
     for fragment in fragments:
         keys = RoundKeys(0, fragment)
-        try:
-            decision = Decision.from_json(await store.get(keys.decision))
-        except KeyNotFoundError:
+        decision = await read_decision(store, keys, Meter())
+        if decision is None:
             continue
-        for member in sorted(decision.members)[:1]:
-            try:
-                await store.get(keys.payload(member), length=0)
-            except KeyNotFoundError:
-                return False
+        try:
+            await store.get(keys.payload(min(decision.members)), length=0)
+        except KeyNotFoundError:
+            return False
     return True
 
 

@@ -16,21 +16,23 @@ part of the mean, and whoever does writes the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import anyio
 
-from aiodiloco.codec import REDUCED, get_codec, mean_wire, unpack_chunk
+from aiodiloco.codec import HEADER_BYTES, as_tensor, get_codec, mean_wire
 from aiodiloco.collective.contribution import Contribution
 from aiodiloco.collective.owners import Owners
 from aiodiloco.collective.plan import owner_of, place_of_mean, ring_order
 from aiodiloco.collective.progress import Progress
-from aiodiloco.collective.reduction import Reducer, check_header
-from aiodiloco.collective.waiting import get_when_there
+from aiodiloco.collective.receiving import receive_mean
+from aiodiloco.collective.reduction import Reducer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping
+    from collections.abc import Collection, Iterator, MutableMapping
 
+    from aiodiloco.collective.keys import Member
     from aiodiloco.collective.payload import Payload
     from aiodiloco.collective.round import Round
 
@@ -68,6 +70,11 @@ class Exchange:
         self._published = Progress()
         self._owners = Owners(num_members, round_.position)
 
+    def over(self, members: Collection[Member]) -> Exchange:
+        """Return an exchange for the mean over others than expected, now that this rank's contribution is whole."""
+        round_ = dataclasses.replace(self.round, members=tuple(sorted(members)))
+        return Exchange(round_, self._payload, None)
+
     def decided(self) -> None:
         """Note that the round is decided with these members: an owner that publishes nothing now has stopped."""
         self._owners.decided()
@@ -80,17 +87,26 @@ class Exchange:
             if self._contribution is not None and self.round.position is None:
                 return  # not expected: whatever is decided, it is not this mean with this rank in it
             tg.start_soon(Reducer(self.round, self._contribution).run, self._mine, self._publish)
-            for _ in range(self.round.concurrency):
+            for _ in range(self.round.most_in_flight):
                 tg.start_soon(self._read_all, theirs)
 
     def apply(self) -> None:
         """Decode the whole mean into the tensors. For a worker thread; nothing can fail or be cancelled in between."""
         for chunk in self.round.grid:
-            _, body = unpack_chunk(self.mean.pop(chunk.index))
-            values = self._payload.empty(chunk)
-            get_codec(mean_wire(chunk.codec)).decode(body, values)
-            self._payload.write(chunk, values)
+            body = as_tensor(self.mean.pop(chunk.index)[HEADER_BYTES:])  # its digest was right when it came
+            codec, values = get_codec(mean_wire(chunk.codec)), self._payload.view(chunk)
+            if values is not None:
+                codec.decode(body, values)
+                continue
+            with self.round.scratch.lend(chunk.numel, codec.dtype) as values:
+                codec.decode(body, values)
+                self._payload.write(chunk, values)
         self._payload.commit()
+
+    async def under_way(self) -> None:
+        """Wait until the first chunk is uploaded: the start of a round is no time for other work."""
+        if self._contribution is not None:
+            await self._contribution.sent.reach(min(1, len(self.round.grid)))
 
     async def _upload(self) -> None:
         if self._contribution is not None:
@@ -113,14 +129,7 @@ class Exchange:
             owner = owner_of(index, num_chunks, num_members)
             while index not in self.mean and not self._owners.is_gone(owner):
                 with self._owners.waiting(owner):
-                    await self._read(index)
+                    self.mean[index] = (await receive_mean(self.round, self.round.grid[index])).data
                     self._owners.published(owner)
             if index not in self.mean:
                 await Reducer(self.round, None).run([index], self._publish)
-
-    async def _read(self, index: int) -> None:
-        round_ = self.round
-        data = await get_when_there(round_.chunks, round_.reduced_key(index), round_.meter)
-        header, _ = await round_.in_worker(lambda: unpack_chunk(data))
-        check_header(header, round_.grid[index], REDUCED)
-        self.mean[index] = data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import socket
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from aiodiloco.collective.documents import parse_document
+from aiodiloco.collective.documents import parse_document, seal_document
 from aiodiloco.collective.keys import MEMBERS, RUN, Member, claim_key, parse_claim_key
-from aiodiloco.collective.waiting import Backoff
+from aiodiloco.collective.waiting import Backoff, read_intact
 from aiodiloco.errors import ChunkError, RankTakenError, StoreError, WorldSizeError
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ async def claim_rank(
 async def _claim(store: Store, member: Member, world_size: int, nonce: str) -> bool:
     claim = {"host": socket.gethostname(), "pid": os.getpid(), "world_size": world_size, "nonce": nonce}
     try:
-        is_mine = await store.put_if_absent(claim_key(member), json.dumps(claim).encode())
+        is_mine = await store.put_if_absent(claim_key(member), seal_document(claim))
     except BaseException:
         await withdraw_claim(store, member, nonce)
         raise
@@ -92,7 +91,11 @@ async def withdraw_claim(store: Store, member: Member, nonce: str) -> None:
 
 async def _read_claim(store: Store, member: Member) -> dict[str, Any]:
     key = claim_key(member)
-    return parse_document(await store.get(key), f"{store.uri}/{key}")
+
+    async def read() -> dict[str, Any]:
+        return parse_document(await store.get(key), f"{store.uri}/{key}")
+
+    return await read_intact(key, read)
 
 
 async def wait_for_members(store: Store, world_size: int, *, min_members: int, grace_s: float) -> frozenset[Member]:
@@ -121,11 +124,25 @@ async def list_members(store: Store) -> dict[int, Member]:
 
 
 async def _fix_world_size(store: Store, rank: int, world_size: int) -> None:
-    if await store.put_if_absent(RUN, json.dumps({"version": 1, "n_replicas": world_size}).encode()):
+    if await store.put_if_absent(RUN, seal_document({"version": 1, "n_replicas": world_size})):
         return
-    run = parse_document(await store.get(RUN), f"{store.uri}/{RUN}", "n_replicas")
-    if run.get("n_replicas") != world_size:
+
+    async def check() -> None:
+        # Whoever launched the run may have written this, without a digest.
+        run = parse_document(await store.get(RUN), f"{store.uri}/{RUN}", "n_replicas", sealed=False)
+        if run["n_replicas"] != world_size:
+            raise _OtherSizeError(run["n_replicas"])
+
+    try:
+        await read_intact(RUN, check)
+    except ChunkError as exc:
+        if not isinstance(exc.__cause__, _OtherSizeError):
+            raise
         raise WorldSizeError(
-            f"rank {rank} was given world_size={world_size}, but the run at {store.uri} has {run.get('n_replicas')} "
+            f"rank {rank} was given world_size={world_size}, but the run at {store.uri} has {exc.__cause__} "
             "replicas: pass the same world_size to every replica, or use a new prefix for a new run"
-        )
+        ) from None
+
+
+class _OtherSizeError(ChunkError):
+    """The run has another size, or its record, which may have no digest, was damaged so as to say so."""

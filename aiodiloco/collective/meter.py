@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from aiodiloco.collective.keys import Member
-    from aiodiloco.collective.plan import Algorithm
+    from aiodiloco.collective.plan import Algorithm, Link
     from aiodiloco.records import JSON
 
 __all__ = ["AllReduceReport", "Meter"]
@@ -35,6 +36,7 @@ class AllReduceReport:
         requests: Store requests this rank made, polls included.
         seconds: Wall time in all (`total`), and by phase the time spent in it summed over concurrent tasks:
             `encode`, `upload`, `wait` (for objects not yet there), `download`, `reduce`, `apply`.
+        link: What this rank measured of its way to the store; None where too little moved to tell.
     """
 
     round: int
@@ -49,6 +51,7 @@ class AllReduceReport:
     bytes_received: int
     requests: int
     seconds: Mapping[str, float]
+    link: Link | None = None
 
     def to_dict(self) -> dict[str, JSON]:
         """Return the report as JSON values; members as `"rank-incarnation"`."""
@@ -63,6 +66,7 @@ class Meter:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.requests = 0
+        self.shortest_s = math.inf  # of a request: little but latency, since each round has some that move nothing
         self.seconds = dict.fromkeys(("encode", "upload", "wait", "download", "reduce", "apply"), 0.0)
 
     @contextlib.contextmanager
@@ -78,5 +82,7 @@ class Meter:
     def request(self, phase: str) -> Iterator[None]:
         """Count one store request and its time."""
         self.requests += 1
+        began = time.perf_counter()
         with self.phase(phase):
             yield
+        self.shortest_s = min(self.shortest_s, time.perf_counter() - began)

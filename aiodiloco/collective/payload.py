@@ -103,18 +103,26 @@ class Payload:
         """Encoded size of the whole payload without chunk headers."""
         return sum(get_codec(s.codec).nbytes(s.numel) for s in self.sections)
 
-    def empty(self, chunk: Chunk) -> Tensor:
-        """Return uninitialised room for the chunk's elements: (chunk.numel,) fp32 or fp64 on the CPU."""
-        return torch.empty(chunk.numel, dtype=get_codec(chunk.codec).dtype)
+    @property
+    def decoded_bytes(self) -> int:
+        """Size of the whole payload as the fp32 and fp64 that it is averaged in."""
+        return sum(s.numel * get_codec(s.codec).dtype.itemsize for s in self.sections)
 
     @torch.no_grad()
-    def read(self, chunk: Chunk) -> Tensor:
-        """Return a copy of the chunk's elements: (chunk.numel,) fp32 or fp64 on the CPU."""
-        out = self.empty(chunk)
+    def read(self, chunk: Chunk, out: Tensor) -> None:
+        """Copy the chunk's elements to `out`, (chunk.numel,) fp32 or fp64 on the CPU."""
         for _, flat, start, stop, at in self._pieces(chunk):
             for target, source in pieces(out[at : at + stop - start], flat[start:stop]):
                 target.copy_(source)
-        return out
+
+    def view(self, chunk: Chunk) -> Tensor | None:
+        """Return the chunk's elements where they lie, (chunk.numel,) fp32 or fp64; None where they need converting."""
+        touched = self._pieces(chunk)
+        if len(touched) != 1:
+            return None
+        _, flat, start, stop, _ = touched[0]
+        is_plain = flat.dtype == get_codec(chunk.codec).dtype and flat.device.type == "cpu"
+        return flat[start:stop] if is_plain else None
 
     @torch.no_grad()
     def write(self, chunk: Chunk, values: Tensor) -> None:

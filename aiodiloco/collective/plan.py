@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "ALGORITHMS",
@@ -26,6 +26,7 @@ __all__ = [
     "place_in_ring",
     "place_of_mean",
     "ring_order",
+    "slowest_link",
 ]
 
 Algorithm: TypeAlias = Literal["gather", "scatter"]
@@ -52,6 +53,14 @@ class Link:
             raise ValueError(f"a link needs latency_s >= 0 and bandwidth > 0, not {self}")
 
 
+def slowest_link(links: Iterable[Link | None]) -> Link | None:
+    """Return the longest latency and the smallest bandwidth of those that are known: a round waits for the slowest."""
+    known = [link for link in links if link is not None]
+    if not known:
+        return None
+    return Link(max(link.latency_s for link in known), min(link.bandwidth for link in known))
+
+
 @dataclasses.dataclass(frozen=True)
 class Chunk:
     """One cell of the grid: elements `start : stop` of a section of the payload, encoded with `codec`."""
@@ -68,14 +77,21 @@ class Chunk:
         return self.stop - self.start
 
 
-def choose_chunk_bytes(wire_bytes: int, world_size: int) -> int:
-    """Return how many encoded bytes a chunk should hold: a power of two from 256 KiB to 4 MiB.
+def choose_chunk_bytes(wire_bytes: int, decoded_bytes: int, world_size: int) -> int:
+    """Return how many encoded bytes a chunk should hold.
 
-    Four chunks per owner keep encode, upload, reduce and download busy at once; larger chunks than that buy nothing,
-    smaller ones pay a request for little.
+    Four chunks per owner, and 32 in all, keep encode, upload, reduce and download busy at once; larger chunks than that
+    buy nothing, smaller ones pay a request for little. Decoded, a chunk has a power of two of bytes from 256 KiB to
+    4 MiB: what a chunk takes in memory on its way through is mostly that, so narrow wire formats get narrow chunks.
+
+    Args:
+        wire_bytes: Encoded size of the payload.
+        decoded_bytes: Its size in fp32 (or fp64, where it travels as that).
+        world_size: Number of ranks.
     """
-    per_stage = max(1, wire_bytes // (4 * world_size))
-    return min(_MAX_CHUNK_BYTES, max(_MIN_CHUNK_BYTES, 1 << (per_stage.bit_length() - 1)))
+    per_stage = max(1, decoded_bytes // max(32, 4 * world_size))
+    decoded = min(_MAX_CHUNK_BYTES, max(_MIN_CHUNK_BYTES, 1 << (per_stage.bit_length() - 1)))
+    return max(1, math.ceil(decoded * wire_bytes / max(1, decoded_bytes)))
 
 
 def make_grid(sections: Sequence[tuple[str, int, float]], chunk_bytes: int) -> tuple[Chunk, ...]:

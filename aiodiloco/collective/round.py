@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiodiloco.collective.keys import members_digest
 from aiodiloco.collective.meter import AllReduceReport, Meter
-from aiodiloco.collective.plan import owned_chunks
+from aiodiloco.collective.plan import Link, owned_chunks
+from aiodiloco.collective.scratch import Scratch
 from aiodiloco.collective.window import AdmittedReads, Window
 from aiodiloco.store.worker import run_in_worker
 
@@ -26,6 +27,8 @@ __all__ = ["Round"]
 
 T = TypeVar("T")
 
+_TELLING_BYTES = 4 << 20  # less is over before a connection has found its speed
+
 
 @dataclasses.dataclass(frozen=True)
 class Round:
@@ -34,12 +37,13 @@ class Round:
     Attributes:
         me: This rank.
         members: Over whom the mean is formed, in rank order: those expected, and once it is decided, those decided.
-        is_elastic: Whether the round can do without some of them.
         agreement_json: The agreement as it is stored.
         digest: Digest of that; every chunk of the round carries it.
         weight: Weight of this rank's contribution, > 0.
         workers: Bounds the threads that encode, decode and reduce.
         concurrency: The most requests for chunks in flight each way.
+        is_elastic: Whether the round can do without some of the members.
+        link: What this rank measured in earlier rounds, for the others to know.
     """
 
     store: Store
@@ -54,7 +58,9 @@ class Round:
     workers: anyio.CapacityLimiter
     concurrency: int
     is_elastic: bool
+    link: Link | None = None
     meter: Meter = dataclasses.field(default_factory=Meter)
+    scratch: Scratch = dataclasses.field(default_factory=Scratch)
 
     @functools.cached_property
     def position(self) -> int | None:
@@ -74,14 +80,24 @@ class Round:
         return members_digest(self.members)
 
     @functools.cached_property
+    def most_in_flight(self) -> int:
+        """Requests for chunks in flight each way, at most: an eighth of them, so that memory stays bounded."""
+        return min(self.concurrency, max(2, len(self.grid) // 8))
+
+    @functools.cached_property
     def uploads(self) -> Window:
         """Admits chunks on their way to the store."""
-        return Window(self.concurrency)
+        return Window(self.most_in_flight)
+
+    @functools.cached_property
+    def downloads(self) -> Window:
+        """Admits chunks on their way from the store."""
+        return Window(self.most_in_flight)
 
     @functools.cached_property
     def chunks(self) -> AdmittedReads:
         """The store, to read chunks from."""
-        return AdmittedReads(self.store, Window(self.concurrency))
+        return AdmittedReads(self.store, self.downloads)
 
     def reduced_key(self, index: int) -> str:
         """Key of a chunk of the mean over the expected members."""
@@ -96,6 +112,11 @@ class Round:
     async def in_worker(self, compute: Callable[[], T]) -> T:
         """Run `compute` in a worker thread: tensor work never blocks the event loop. Cancelled, wait for its end."""
         return await run_in_worker(lambda _: compute(), self.workers)
+
+    def measured(self) -> Link | None:
+        """Return what this round showed of the way to the store, the slower direction; None if too little moved."""
+        rates = [w.nbytes / w.busy_s for w in (self.uploads, self.downloads) if w.nbytes >= _TELLING_BYTES and w.busy_s]
+        return Link(self.meter.shortest_s, min(rates)) if rates else None
 
     def report(self, total_s: float, excluded: Mapping[Member, str]) -> AllReduceReport:
         """Return what the round cost this rank so far, `total_s` seconds after it began."""
@@ -112,4 +133,5 @@ class Round:
             bytes_received=self.meter.bytes_received,
             requests=self.meter.requests,
             seconds={"total": total_s, **self.meter.seconds},
+            link=self.measured(),
         )

@@ -2,62 +2,94 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import anyio
 
-from aiodiloco.collective.decision import Decision, wait_for_decision
-from aiodiloco.collective.exchange import Exchange
+from aiodiloco.collective.decision import Decision, read_decision, wait_for_decision
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
-
     from aiodiloco.collective.decider import Decider
-    from aiodiloco.collective.payload import Payload
-    from aiodiloco.collective.round import Round
+    from aiodiloco.collective.exchange import Exchange
 
-__all__ = ["obtain_mean", "settle"]
+__all__ = ["finish", "settle"]
 
+_SELDOM_S = 0.5  # a refusal may be seen this much later; most short rounds save the request
 _TURN_S = 1.0  # between one rank's turn to decide and the next one's
 
 
-async def settle(
-    round_: Round, payload: Payload, sent: MutableMapping[int, bytes], decider: Decider
-) -> tuple[Exchange | None, Decision]:
+async def settle(bet: Exchange, decider: Decider) -> tuple[Exchange | None, Decision]:
     """Contribute to a round; return the exchange that holds its whole mean, and who is in it.
 
     The mean is formed over the expected members while contributions are still under way. When others are decided,
     that bet is lost, and their mean is formed from the contributions in the store: a dead member costs the round the
     time to wait for it, and one pass more. For a rank that is not among them there is no exchange, but None.
     """
-    bet = Exchange(round_, payload, sent)
+    watch = _Watch(bet)
     async with anyio.create_task_group() as tg:
         tg.start_soon(_decide_in_turn, bet, decider)
-        done = anyio.Event()
-        tg.start_soon(_run, bet, done)
-        decision = await wait_for_decision(round_.store, round_.keys, round_.meter)
-        is_won = round_.me in decision.members and set(decision.members) == set(round_.members)
+        tg.start_soon(watch.exchange)
+        tg.start_soon(watch.look)
+        decision = await watch.decision()
+        is_won = bet.round.me in decision.members and set(decision.members) == set(bet.round.members)
         if is_won:
             bet.decided()
-            await done.wait()
+            await watch.has_mean.wait()
         tg.cancel_scope.cancel()
-    if is_won or round_.me not in decision.members:
+    if is_won or bet.round.me not in decision.members:
         return (bet if is_won else None), decision
-    return await obtain_mean(round_, payload, decision), decision
+    return await finish(bet.over(decision.members)), decision
 
 
-async def obtain_mean(round_: Round, payload: Payload, decision: Decision) -> Exchange:
-    """Return an exchange that holds the whole mean of a round that is decided, contributing nothing."""
-    exchange = Exchange(dataclasses.replace(round_, members=tuple(sorted(decision.members))), payload, None)
+async def finish(exchange: Exchange) -> Exchange:
+    """Return an exchange over decided members, which contributes nothing, once it holds the whole mean."""
     exchange.decided()
     await exchange.run()
     return exchange
 
 
-async def _run(exchange: Exchange, done: anyio.Event) -> None:
-    await exchange.run()
-    done.set()
+class _Watch:
+    """The exchange under way, and the decision as soon as it is known."""
+
+    def __init__(self, bet: Exchange) -> None:
+        self.has_mean = anyio.Event()
+        self._bet = bet
+        self._known = anyio.Event()
+        self._decision: Decision | None = None
+
+    async def exchange(self) -> None:
+        """Run the exchange; with the whole mean in hand, look for the decision in short intervals again."""
+        await self._bet.run()
+        if self._bet.round.position is not None:
+            self.has_mean.set()
+            await self._wait()
+
+    async def look(self) -> None:
+        """Look for the decision: seldom until one's own contribution is whole, since it is hardly made before."""
+        round_ = self._bet.round
+        while not self._bet.sent.is_set():
+            with anyio.move_on_after(_SELDOM_S):
+                await self._bet.sent.wait()
+                break
+            if (decision := await read_decision(round_.store, round_.keys, round_.meter)) is not None:
+                self._note(decision)
+                return
+        await self._wait()
+
+    async def decision(self) -> Decision:
+        """Return the decision, once it is known."""
+        await self._known.wait()
+        assert self._decision is not None
+        return self._decision
+
+    async def _wait(self) -> None:
+        if not self._known.is_set():
+            round_ = self._bet.round
+            self._note(await wait_for_decision(round_.store, round_.keys, round_.meter))
+
+    def _note(self, decision: Decision) -> None:
+        self._decision = decision
+        self._known.set()
 
 
 async def _decide_in_turn(bet: Exchange, decider: Decider) -> None:

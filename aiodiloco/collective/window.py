@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["AdmittedReads", "Pace", "Window"]
 
 _START = 2  # one transfers while the other waits for its answer
-_FEW_QUEUED, _MANY_QUEUED = 1.0, 2.0
+_FEW_QUEUED, _MANY_QUEUED = 1.0, 3.0
+_JITTER = 1.25  # a request may take this much longer than the fastest without having queued
 
 
 class Pace:
     """Decides the number of requests in flight from how long they take. Pure: no clock, no I/O.
 
     TCP Vegas's rule. With `n` requests in flight that take `s` seconds each where one alone takes `base`, about
-    `n * (1 - base / s)` of them only queue. Fewer than one: the link has room. More than two: they gain nothing, and
-    every chunk arrives later than it could, at the start and the end of a round most of all.
+    `n * (1 - base / s)` of them only queue. Fewer than one: the link may have room. More than three: they gain nothing,
+    and every chunk arrives later than it could, at the start and the end of a round most of all.
 
     Args:
         most: Never more than this many.
@@ -44,7 +45,7 @@ class Pace:
         if nbytes > self._largest:
             self._largest, self._base_s = nbytes, seconds
         self._base_s = min(self._base_s, seconds)
-        queued = in_flight * (1 - self._base_s / seconds) if seconds > 0 else 0.0
+        queued = in_flight * (1 - _JITTER * self._base_s / seconds) if seconds > 0 else 0.0
         if queued < _FEW_QUEUED and in_flight >= self.limit:
             self.limit = min(self.limit + 1, self._most)
         elif queued > _MANY_QUEUED:
@@ -63,9 +64,17 @@ class Request:
 
 
 class Window:
-    """Admits requests one way, first come first served, as many at once as its pace allows."""
+    """Admits requests one way, first come first served, as many at once as its pace allows.
+
+    Attributes:
+        nbytes: Bytes moved so far.
+        busy_s: Seconds in which at least one request was under way.
+    """
 
     def __init__(self, most: int) -> None:
+        self.nbytes = 0
+        self.busy_s = 0.0
+        self._busy_since = 0.0
         self._pace = Pace(most)
         self._limiter = anyio.CapacityLimiter(self._pace.limit)
 
@@ -76,16 +85,21 @@ class Window:
         async with self._hold(place=object()):
             in_flight, began = int(self._limiter.borrowed_tokens), time.perf_counter()
             yield request
+            self.nbytes += request.nbytes
             self._pace.note(request.nbytes, time.perf_counter() - began, in_flight)
             self._limiter.total_tokens = self._pace.limit
 
     @contextlib.asynccontextmanager
     async def _hold(self, place: object) -> AsyncIterator[None]:
         await self._limiter.acquire_on_behalf_of(place)
+        if self._limiter.borrowed_tokens == 1:
+            self._busy_since = time.perf_counter()
         try:
             yield
         finally:
             self._limiter.release_on_behalf_of(place)
+            if not self._limiter.borrowed_tokens:
+                self.busy_s += time.perf_counter() - self._busy_since
 
 
 class AdmittedReads:
@@ -95,9 +109,9 @@ class AdmittedReads:
         self._store = store
         self._window = window
 
-    async def get(self, key: str) -> memoryview:
-        """Return the object, or raise KeyNotFoundError."""
+    async def get(self, key: str, *, length: int | None = None) -> memoryview:
+        """Return the object, or `length` bytes of a longer one; or raise KeyNotFoundError."""
         async with self._window.admit() as request:
-            data = await self._store.get(key)
+            data = await self._store.get(key, length=length)
             request.nbytes = data.nbytes
         return data

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from aiodiloco.errors import EntrypointError, LaunchError
+from aiodiloco.errors import EntrypointError, LaunchError, UncertainSpawnError
 from aiodiloco.executors.calls import Bell, Calls, Job
 from aiodiloco.executors.entrypoint import IMPORTING_MAIN, check_args, check_signature, name_of, resolve
 from aiodiloco.executors.group import end_replicas
@@ -146,14 +146,14 @@ class _Spawns:
                 break
         self._wanted = False
         self._note_failure()
-        late = [
-            ReplicaResult(request.rank, ReplicaStatus.pending, error=f"its spawn has not answered; {reason}")
+        nameless = [
+            ReplicaResult(request.rank, ReplicaStatus.pending, error=error)
             for request, job in zip(self._requests, self._jobs, strict=False)
-            if not job.has_ended
+            if (error := _why_nameless(job, reason)) is not None
         ]
         within_s = min(_UNDO_BOUND_S, self._calls.backend.cancel_bound_s)
         rows = await end_replicas(self._calls, self.handles(), reason=reason, within_s=within_s)
-        return sorted(rows + late, key=lambda row: row.rank)
+        return sorted(rows + nameless, key=lambda row: row.rank)
 
     def _in_flight(self) -> list[float]:
         """Until when each spawn under way has time (`time.monotonic()`)."""
@@ -183,3 +183,10 @@ class _Spawns:
             with anyio.fail_after(backend.cancel_bound_s):
                 await backend.cancel(handle)
         return handle
+
+
+def _why_nameless(job: Job[ReplicaHandle], reason: str) -> str | None:
+    """Return why there may be a replica that nobody has the handle of; None if there is none."""
+    if not job.has_ended:
+        return f"its spawn has not answered; {reason}"
+    return str(failure) if isinstance(failure := job.error(), UncertainSpawnError) else None

@@ -84,7 +84,11 @@ class Backend(Protocol):
         ...
 
     async def spawn(self, request: SpawnRequest) -> ReplicaHandle:
-        """Start the replica and return its handle; `metadata` holds all that other processes need to find it."""
+        """Start the replica and return its handle; `metadata` holds all that other processes need to find it.
+
+        Raises:
+            UncertainSpawnError: the replica may have started, and cannot be found.
+        """
         ...
 
     async def wait(self, handle: ReplicaHandle) -> ReplicaResult:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from aiodiloco.checkpoint import Loaded
     from aiodiloco.collective import AllReduceReport
-    from aiodiloco.collective.plan import Algorithm
+    from aiodiloco.collective.plan import Algorithm, Link
     from aiodiloco.diloco import OuterOptimizerFactory, Stateful
 
 __all__ = ["Replica", "join"]
@@ -163,11 +163,13 @@ async def join(
     rank: int,
     world_size: int,
     wire: str = "fp32",
+    algorithm: Algorithm | Literal["auto"] = "auto",
+    chunk_bytes: int | None = None,
+    link: Link | None = None,
     timeout: float = 600.0,
     min_replicas: int | None = None,
     grace: float = 10.0,
     max_norm_ratio: float = math.inf,
-    algorithm: Algorithm | Literal["auto"] = "auto",
     incarnation: int | None = None,
     log_capture: bool = True,
 ) -> AsyncIterator[Replica]:
@@ -183,17 +185,19 @@ async def join(
         rank: 0 .. world_size - 1, each taken once.
         world_size: Number of ranks; the first to join fixes it for the run.
         wire: Wire format of its all-reduces unless they name another.
+        algorithm: How the mean is formed, `"gather"`, `"scatter"` or `"auto"`; see `ObjectStoreAllReduce`.
+        chunk_bytes: Encoded bytes per chunk, about; None chooses by size.
+        link: What is known of the way to the store; None measures it.
         timeout: Seconds an all-reduce waits for the slowest rank.
         min_replicas: So many replicas make a round, if the others do not come; None: all of them.
         grace: Seconds the late are given, at least, once so many are there.
         max_norm_ratio: Where fewer than all will do, a pseudo-gradient with a norm this many times the median is left
             out.
-        algorithm: How means are formed; see `ObjectStoreAllReduce`. The same on all ranks.
         incarnation: As which process of its rank this one comes, where somebody counts them; None: the next.
         log_capture: Also write what passes the root logger to the event log.
 
     Raises:
-        ValueError: rank, world_size, wire or URI out of range.
+        ValueError: rank, world_size, wire, algorithm, chunk_bytes or URI out of range.
         StoreError: the store cannot be used.
         WorldSizeError, RankTakenError: the run has another size, or the rank is held by another process.
     """
@@ -215,6 +219,8 @@ async def join(
             grace=grace,
             max_norm_ratio=max_norm_ratio,
             algorithm=algorithm,
+            chunk_bytes=chunk_bytes,
+            link=link,
             incarnation=incarnation,
             takes_over=can_come_back,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from anyio.from_thread import start_blocking_portal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from aiodiloco.collective import AllReduceReport
+    from aiodiloco.collective.plan import Algorithm, Link
     from aiodiloco.diloco import OuterOptimizerFactory, Stateful
 
 __all__ = ["SyncReplica", "join_sync"]
@@ -94,6 +95,9 @@ def join_sync(
     rank: int,
     world_size: int,
     wire: str = "fp32",
+    algorithm: Algorithm | Literal["auto"] = "auto",
+    chunk_bytes: int | None = None,
+    link: Link | None = None,
     timeout: float = 600.0,
     min_replicas: int | None = None,
     grace: float = 10.0,
@@ -107,6 +111,9 @@ def join_sync(
         rank=rank,
         world_size=world_size,
         wire=wire,
+        algorithm=algorithm,
+        chunk_bytes=chunk_bytes,
+        link=link,
         timeout=timeout,
         min_replicas=min_replicas,
         grace=grace,

@@ -10,6 +10,7 @@ import stat
 from typing import TYPE_CHECKING, TypeVar
 
 from aiodiloco.errors import KeyNotFoundError, StoreError, StoreUnsupportedError
+from aiodiloco.store.pages import new_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +129,7 @@ def read_range(path: Path, start: int, length: int | None, into: memoryview | No
             raise KeyNotFoundError(f"no object at {path}")
         num = max(0, found.st_size - start)
         num = num if length is None else min(num, length)
-        view = memoryview(bytearray(num)) if into is None else into.cast("B")[:num]
+        view = new_memory(num) if into is None else into.cast("B")[:num]
         done = 0
         while done < len(view):
             ticket.check()

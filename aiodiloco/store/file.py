@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
 
-from aiodiloco.errors import StoreAccessError, StoreError
+from aiodiloco.errors import StoreAccessError, StoreError, StoreUnsupportedError
 from aiodiloco.store import disk
 from aiodiloco.store.base import Buffer, check_key, check_prefix, check_range
+from aiodiloco.store.volume.mounted import find_volume
 from aiodiloco.store.walk import walk_keys
 from aiodiloco.store.worker import Ticket, run_in_worker
 
@@ -97,7 +98,13 @@ class FileStore:
 
         Raises:
             StoreAccessError: the root is not a directory, cannot be made, or cannot be written to.
+            StoreUnsupportedError: it is on a mounted Modal Volume, whose other users would see nothing of it.
         """
+        if (on_volume := find_volume(self._root)) is not None:
+            raise StoreUnsupportedError(
+                f"{self._root} is on a Modal Volume: others see what is written there only after a commit; the last "
+                f"writer wins; use open_store with this path, or with {on_volume.uri}: both go through Modal's client"
+            )
         self._limiter = anyio.CapacityLimiter(_NUM_THREADS)
         await self._run("open", lambda _: disk.prepare_root(self._root))
         return self

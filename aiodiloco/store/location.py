@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from aiodiloco.store.base import check_key, is_component
 from aiodiloco.store.file import FileStore
 from aiodiloco.store.memory import MemoryStore
+from aiodiloco.store.volume.mounted import find_volume
 
 if TYPE_CHECKING:
     from aiodiloco.store.base import Store
@@ -61,8 +62,9 @@ class FileLocation:
         return type(self)(self.path / prefix)
 
     def open(self) -> Store:
-        """Return a `FileStore`."""
-        return FileStore(self.path)
+        """Return a `FileStore`; on a Modal Volume that is mounted there, its own store."""
+        on_volume = find_volume(self.path)
+        return FileStore(self.path) if on_volume is None else on_volume.open()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from aiodiloco.store.base import check_key
 from aiodiloco.store.location import FileLocation, Location, MemoryLocation
 from aiodiloco.store.s3.location import S3Location
+from aiodiloco.store.volume.location import VolumeLocation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["join_uri", "open_store"]
 
-# Reserved names are refused even where this version has no store for them: no directory should be made of a typo.
 _SCHEMES: dict[str, Callable[[str], Location]] = {
     "file": FileLocation.parse,
     "memory": MemoryLocation.parse,
+    "modal-volume": VolumeLocation.parse,
     "s3": S3Location.parse,
 }
-_SUPPORTED = "file:///absolute/path, a plain path, memory://name[/prefix], or s3://bucket[/prefix]"
+_SUPPORTED = (
+    "file:///absolute/path, a plain path, memory://name[/prefix], s3://bucket[/prefix], or modal-volume://name[/prefix]"
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(file|memory|s3|modal-volume):")
 
 
@@ -33,10 +36,12 @@ def open_store(uri: str | os.PathLike[str]) -> Store:
 
     Args:
         uri: `file:///absolute/path`; a plain path, relative to the working directory (`~` is the home directory);
-            `memory://name[/prefix]`, which lives in this process only; or `s3://bucket[/prefix][?setting=…&…]`, see
-            `S3Store`.
+            `memory://name[/prefix]`, which lives in this process only; `s3://bucket[/prefix][?setting=…&…]`, see
+            `S3Store`; or `modal-volume://name[/prefix]`, a Modal Volume. In a Modal container, a path on a mounted
+            Volume opens that part of the Volume.
 
     Raises:
+        ImportError: what the store is made of is not installed; says what to install.
         ValueError: no store has such a URI.
     """
     return _locate(uri).open()

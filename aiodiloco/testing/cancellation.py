@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import anyio
 
@@ -14,6 +15,8 @@ __all__ = ["cancel_at_every_step"]
 
 T = TypeVar("T")
 
+_Place: TypeAlias = tuple[tuple[str, int], ...]
+
 _MAX_STEPS = 10_000
 
 
@@ -22,6 +25,7 @@ async def cancel_at_every_step(
     check: Callable[[T | None], Awaitable[None]],
     *,
     how: Literal["task", "scope"],
+    at_most_per_place: int | None = None,
 ) -> int:
     """Return at how many steps `make()` was cancelled: at the first, the second, … until it was not reached any more.
 
@@ -33,25 +37,87 @@ async def cancel_at_every_step(
         check: Awaited after every run, to assert that nothing is left over. Gets what the coroutine returned, or None
             if it was cancelled.
         how: `"task"` cancels by `asyncio.Task.cancel()`, once; `"scope"` by an anyio cancel scope around the coroutine.
+        at_most_per_place: Spare steps that are like others. A place is the stack of awaits that suspends, by file and
+            line, so every place that a run comes to is struck, for its first so many occurrences in a run. For
+            coroutines that do the same for many, or with waits in loops.
 
     Raises:
         AssertionError: the coroutine swallowed its cancellation, or never ends.
     """
+    strike = _EveryStep() if at_most_per_place is None else _EveryPlace(at_most_per_place)
     for step in range(_MAX_STEPS):
-        run = _Run(make(), step, how)
+        strike.begin()
+        run = _Run(make(), strike, how)
         await check(await run.finish())
         if not run.was_struck:
             return step
     raise AssertionError(f"{make!r} still suspends after {_MAX_STEPS} steps")
 
 
-class _Run(Generic[T]):
-    """One run, cancelled at its n-th suspension."""
+class _Strike(Protocol):
+    """Chooses the suspension at which a run is cancelled."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T], step: int, how: Literal["task", "scope"]) -> None:
+    def begin(self) -> None:
+        """Another run begins."""
+
+    def is_due(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
+        """Return whether to cancel now that `coroutine` is about to suspend; not asked again in this run if so."""
+
+
+class _EveryStep:
+    """The first suspension in the first run, the second in the second, …"""
+
+    def __init__(self) -> None:
+        self._next = -1
+        self._left = 0
+
+    def begin(self) -> None:
+        self._next += 1
+        self._left = self._next
+
+    def is_due(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
+        del coroutine
+        self._left -= 1
+        return self._left == -1
+
+
+class _EveryPlace:
+    """The first suspension of a run in a place that was not struck yet, or less than the n-th time in one run."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._struck: set[tuple[_Place, int]] = set()
+        self._reached: Counter[_Place] = Counter()
+
+    def begin(self) -> None:
+        self._reached.clear()
+
+    def is_due(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
+        place = _place(coroutine)
+        self._reached[place] += 1
+        occurrence = (place, self._reached[place])
+        if occurrence[1] > self._most or occurrence in self._struck:
+            return False
+        self._struck.add(occurrence)
+        return True
+
+
+def _place(coroutine: object) -> _Place:
+    """Return the stack of awaits of a suspended coroutine, outermost first."""
+    stack = []
+    while (frame := getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)) is not None:
+        stack.append((frame.f_code.co_filename, frame.f_lineno))
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+    return tuple(stack)
+
+
+class _Run(Generic[T]):
+    """One run, cancelled at one of its suspensions."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], strike: _Strike, how: Literal["task", "scope"]) -> None:
         self.was_struck = False
         self._coroutine = coroutine
-        self._steps_left = step
+        self._strike = strike
         self._how = how
         self._scope = anyio.CancelScope()
         self._root: asyncio.Task[T | None] | None = None
@@ -87,9 +153,8 @@ class _Run(Generic[T]):
     async def _count_suspensions(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return await _Steps(coroutine, self._note_suspension)
 
-    def _note_suspension(self) -> None:
-        self._steps_left -= 1
-        if self._steps_left != -1 or self._root is None or self._root.done():
+    def _note_suspension(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        if self.was_struck or not self._strike.is_due(coroutine) or self._root is None or self._root.done():
             return
         self.was_struck = True
         if self._how == "task":
@@ -101,7 +166,9 @@ class _Run(Generic[T]):
 class _Steps:
     """Awaits a coroutine, calling `on_suspend` each time before it suspends."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], on_suspend: Callable[[], None]) -> None:
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], on_suspend: Callable[[Coroutine[Any, Any, Any]], None]
+    ) -> None:
         self._coroutine = coroutine
         self._on_suspend = on_suspend
 
@@ -112,7 +179,7 @@ class _Steps:
                 awaited = send(value)
             except StopIteration as end:
                 return end.value
-            self._on_suspend()
+            self._on_suspend(self._coroutine)
             try:
                 value = yield awaited
                 send = self._coroutine.send

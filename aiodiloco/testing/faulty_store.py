@@ -61,12 +61,14 @@ class FaultyStore:
         store: What to ask. Entered and left with this.
         faults: What goes wrong how often.
         seed: Two stores with the same seed do the same to the same requests; give each rank its own.
+        only: Requests for other keys than those that start with this are carried out as they are.
     """
 
-    def __init__(self, store: Store, faults: Faults, *, seed: int | str = 0) -> None:
+    def __init__(self, store: Store, faults: Faults, *, seed: int | str = 0, only: str = "") -> None:
         self._store = store
         self._faults = faults
         self._seed = seed
+        self._only = only
         self._asked: Counter[tuple[str, str]] = Counter()
         self._listed: dict[str, list[str]] = {}
         self._injected: Counter[str] = Counter()
@@ -140,6 +142,8 @@ class FaultyStore:
         """Let time pass, fail if it must be; return what decides the rest of the request."""
         fate = random.Random(f"{self._seed}/{operation}/{key}/{self._asked[operation, key]}")  # noqa: S311
         self._asked[operation, key] += 1
+        if not key.startswith(self._only):
+            return _Spared()
         if self._faults.latency_s:
             await anyio.sleep(self._faults.latency_s * fate.uniform(0.5, 1.5))
         else:
@@ -163,6 +167,13 @@ class FaultyStore:
 
     def _unavailable(self, operation: str, key: str) -> StoreUnavailableError:
         return StoreUnavailableError(f"503 Slow Down, injected into {operation} of {key!r} in {self.uri}")
+
+
+class _Spared(random.Random):
+    """Decides against every fault."""
+
+    def random(self) -> float:
+        return 1.0
 
 
 def _flipped(data: Buffer, fate: random.Random) -> bytearray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-from links.network import Shape
+if TYPE_CHECKING:
+    from links.network import Shape
 
 __all__ = ["Case", "limit_s"]
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 
-__all__ = ["SCRATCH", "enter", "is_inside", "run"]
+__all__ = ["SCRATCH", "enter", "is_inside", "is_possible", "run"]
 
 SCRATCH = "/srv"
 """A tmpfs inside; the directory under it outside stays untouched."""
@@ -25,23 +25,32 @@ def is_inside() -> bool:
     return _INSIDE in os.environ
 
 
+def is_possible() -> bool:
+    """Return whether this system lets this user have namespaces."""
+    if not shutil.which("unshare") or not shutil.which("ip"):
+        return False
+    return not subprocess.run([*_command(), "true"], check=False, capture_output=True).returncode
+
+
 def enter() -> None:
     """Start this program again inside, unless it is; in the new process, bring loopback and tmpfs up.
 
     Exits with a message where the system does not allow namespaces: they need Linux, and root or user namespaces.
     """
     if not is_inside():
-        command = ["unshare", *_NAMESPACES]
-        if os.getuid():
-            command.append("--map-root-user")
-        if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False, capture_output=True).returncode:
+        if not is_possible():
             raise SystemExit(
                 "emulated links need network namespaces: run this on Linux as root (or allow user namespaces), with "
-                "util-linux and iproute2 installed; without them only `--loopback` works"
+                "util-linux and iproute2 installed; without them only `--suite loopback` works"
             )
+        command = _command()
         os.execvpe(command[0], [*command, sys.executable, *sys.argv], {**os.environ, _INSIDE: "1"})
     run("ip link set lo up")
     run(f"mount -t tmpfs -o size=90% tmpfs {SCRATCH}")
+
+
+def _command() -> list[str]:
+    return ["unshare", *_NAMESPACES, *(["--map-root-user"] if os.getuid() else [])]
 
 
 def run(command: str) -> str:

@@ -36,7 +36,8 @@ class Shape:
     @property
     def bucket(self) -> str:
         """Arguments of `tc qdisc add dev X root`."""
-        return f"tbf rate {self.bandwidth * 8:.0f}bit burst {self.burst} limit {self.burst + self.bandwidth * self.queue_s:.0f}"
+        limit = self.burst + self.bandwidth * self.queue_s
+        return f"tbf rate {self.bandwidth * 8:.0f}bit burst {self.burst} limit {limit:.0f}"
 
 
 def build_switch(mtu: int) -> None:

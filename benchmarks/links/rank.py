@@ -28,6 +28,7 @@ _TICK_S = 0.005
 
 def main() -> None:
     """Do what the first line says, all rounds of it."""
+    Path("/proc/self/comm").write_text("rank")  # to be told apart in top and perf
     say({"started": True})
     job = hear()
     gc.collect()

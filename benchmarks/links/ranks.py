@@ -22,7 +22,9 @@ __all__ = ["run_case"]
 _BENCHMARKS = Path(__file__).parent.parent
 
 
-def run_case(case: Case, environ: dict[str, str], store: str, between: Callable[[], None]) -> list[list[dict[str, Any]]]:
+def run_case(
+    case: Case, environ: dict[str, str], store: str, between: Callable[[], None]
+) -> list[list[dict[str, Any]]]:
     """Return every round's answers in rank order. `between` is called before each round."""
     rounds = []
     with _processes(case, environ) as ranks:
@@ -65,11 +67,10 @@ def _processes(case: Case, environ: dict[str, str]) -> Iterator[list[subprocess.
     path = [str(_BENCHMARKS), str(_BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")]
     environ = {**os.environ, **environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
     ranks: list[subprocess.Popen[str]] = []
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     try:
-        for _ in range(case.world_size):
-            ranks.append(
-                subprocess.Popen(command, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            )
+        while len(ranks) < case.world_size:
+            ranks.append(subprocess.Popen(command, env=environ, text=True, **pipes))
         yield ranks
     finally:
         for rank, process in enumerate(ranks):

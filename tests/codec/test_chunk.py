@@ -123,9 +123,11 @@ def test_trailing_bytes_are_refused(extra: bytes) -> None:
         (_packed()[:-1] + b"\1", "corrupted: its digest is [0-9a-f]{16}, where its header says [0-9a-f]{16}"),
         (_sealed(_packed(), code=(6, "<H", 77)), "wire format 77, which this release does not know"),
         (_sealed(_packed(), numel=(8, "<Q", 4)), "7 bytes where 4 × int8 take 8"),
+        (_sealed(_packed(), numel=(8, "<Q", 2**63)), f"7 bytes where {2**63} × int8 take"),
+        (_sealed(_packed(), body=(16, "<Q", 2**63)), f"truncated: 71 bytes, where its header says {2**63 + 64}"),
         (_sealed(_packed(), weight=(32, "<d", math.nan)), "weight must be finite and >= 0, not nan"),
     ],
-    ids=["magic", "version", "digest", "code", "sizes", "weight"],
+    ids=["magic", "version", "digest", "code", "sizes", "elements", "bytes", "weight"],
 )
 def test_the_error_names_the_check_and_what_was_found(data: bytes, message: str) -> None:
     with pytest.raises(ChunkError, match=message):

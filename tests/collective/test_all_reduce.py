@@ -1,17 +1,19 @@
 """What every rank gets out of an all-reduce, whatever happens on the way."""
 
+import dataclasses
 import random
 
 import anyio
 import pytest
 import torch
 
-from aiodiloco.codec import unpack_chunk
+from aiodiloco.codec import pack_chunk, unpack_chunk
 from aiodiloco.collective import Member, ObjectStoreAllReduce
 from aiodiloco.collective.keys import RoundKeys
 from aiodiloco.errors import (
     ChunkError,
     CollectiveError,
+    KeyNotFoundError,
     RankTakenError,
     RoundRefusedError,
     RoundTimeoutError,
@@ -237,7 +239,9 @@ async def test_a_rank_that_joined_but_does_not_contribute_is_named_when_time_is_
         ({"world_size": 0}, "world_size must be an int >= 1, not 0"),
         ({"wire": "fp8"}, "wire must be one of fp32, .*not 'fp8'"),
         ({"algorithm": "tree"}, "'auto', 'gather' or 'scatter', not 'tree'"),
-        ({"chunk_bytes": 0}, "chunk_bytes must be at least 1"),
+        ({"chunk_bytes": 0}, r"chunk_bytes must be 1 to 4294967296 .* not 0"),
+        ({"chunk_bytes": -5}, "chunk_bytes must be 1 to .* not -5"),
+        ({"chunk_bytes": 5 << 30}, "4 GiB: S3 takes 5 in one request.* not 5368709120"),
         ({"concurrency": 0}, "concurrency must be at least 1"),
         ({"timeout": 0}, "timeout must be a finite number > 0, not 0"),
         ({"timeout": float("inf")}, "timeout must be a finite number"),
@@ -290,32 +294,75 @@ async def test_two_all_reduces_of_one_fragment_at_once_are_refused():
         assert not scope.cancelled_caught
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(
     ("what", "message"),
     [
         ("flipped", "chunk is corrupted"),
         ("truncated", "chunk is truncated: 75 bytes, where its header says 76"),
-        ("foreign", "chunk 0 from rank 1 should be .* but its key holds chunk 0 from rank 0"),
+        ("foreign", "chunk 0 from rank 1 should be .* but its key holds chunk 0 from rank 2"),
     ],
 )
-async def test_a_damaged_chunk_is_refused_by_what_is_wrong_with_it(what, message):
+async def test_a_contribution_that_lies_there_damaged_is_refused_on_every_rank(what, message, algorithm):
+    """By rank, key, and what is wrong with it; and at once, though the round is decided long before."""
+
     class Damaged(MemoryStore):
-        async def get(self, key, **kwargs):
-            data = bytearray(await super().get(key, **kwargs))
-            if "/1-0/0" in key:
+        async def put(self, key, data):
+            data = bytearray(data)
+            if "/1-0/000000" in key:
                 if what == "flipped":
                     data[-1] ^= 1
                 elif what == "truncated":
                     del data[-1]
                 else:
-                    data = await super().get(key.replace("/1-0/", "/0-0/"))
+                    data = pack_chunk(dataclasses.replace(unpack_chunk(data)[0], rank=2), torch.ones(3))
+            await super().put(key, data)
+
+    async with open_ranks(Damaged(), 3, algorithm=algorithm) as ranks:
+        errors = await on_all(ranks, lambda r: r.all_reduce({"w": torch.ones(3)}, timeout=20))
+    for error in errors[:1] + errors[2:] if algorithm == "gather" else errors:  # gathering, rank 1 has no need of it
+        with pytest.raises(
+            RoundRefusedError, match=f"contribution of rank 1 cannot be read: rounds/.*/1-0/0.*{message}"
+        ):
+            raise error
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_an_object_larger_than_it_may_be_is_refused_without_reading_all_of_it(algorithm):
+    class Bloated(MemoryStore):
+        most_read = 0
+
+        async def put(self, key, data):
+            await super().put(key, bytes(data) + bytes(50 << 20) if "/1-0/000000" in key else data)
+
+        async def get(self, key, **kwargs):
+            data = await super().get(key, **kwargs)
+            self.most_read = max(self.most_read, len(data))
+            return data
+
+    async with open_ranks(store := Bloated(), 2, algorithm=algorithm, chunk_bytes=1) as ranks:
+        errors = await on_all(ranks, lambda r: r.all_reduce({"w": torch.ones(4096)}, timeout=20))
+    with pytest.raises(RoundRefusedError, match=r"contribution of rank 1 cannot be read.* chunk is too long"):
+        raise errors[0]
+    assert store.most_read < 1 << 20
+
+
+async def test_a_chunk_damaged_on_its_way_is_read_again():
+    class Damaging(MemoryStore):
+        reads = 0
+
+        async def get(self, key, **kwargs):
+            data = bytearray(await super().get(key, **kwargs))
+            if "/1-0/0" in key:
+                self.reads += 1
+                data[-1] ^= self.reads < 4
             return memoryview(data)
 
-    async with open_ranks(Damaged(), 2, algorithm="gather") as (reader, damaged), anyio.create_task_group() as tg:
-        tg.start_soon(damaged.all_reduce, {"w": torch.ones(3)})
-        with pytest.raises(ChunkError, match=message):
-            await reader.all_reduce({"w": torch.ones(3)})
-        tg.cancel_scope.cancel()
+    store = Damaging()
+    async with open_ranks(store, 2, algorithm="gather") as ranks:
+        await reduce_all(ranks, tensors := [{"w": torch.full((3,), float(rank))} for rank in range(2)])
+    assert store.reads == 4
+    assert tensors[0]["w"].tolist() == [0.5] * 3
 
 
 async def test_a_reduced_chunk_that_is_another_one_is_refused():
@@ -426,3 +473,29 @@ async def test_cancelled_at_any_await_a_round_can_be_repeated_and_comes_out_righ
         steps = await cancel_at_every_step(lambda: rank.all_reduce(random_tensors(0, shapes)), finish, how=how)
         tg.cancel_scope.cancel()
     assert steps > 20
+
+
+class MissCountingStore(MemoryStore):
+    """A store whose writes take a while, which counts the chunks that were asked for too early."""
+
+    misses = 0
+
+    async def put(self, key, data):
+        await anyio.sleep(0.02)
+        await super().put(key, data)
+
+    async def get(self, key, **options):
+        try:
+            return await super().get(key, **options)
+        except KeyNotFoundError:
+            self.misses += key.rpartition("/")[2].isdecimal()
+            raise
+
+
+@pytest.mark.parametrize(("algorithm", "limit"), [("gather", 90), ("scatter", 300)])
+async def test_few_chunks_are_asked_for_before_they_are_there(algorithm, limit):
+    """Asking at once and backing off misses 130 and 500 times; waiting for one's own counterpart, 30 and 90 times."""
+    store = MissCountingStore()
+    async with open_ranks(store, 3, algorithm=algorithm, chunk_bytes=1) as ranks:
+        await reduce_all(ranks, [random_tensors(rank, {"w": (48 * 1024,)}) for rank in range(3)])
+    assert store.misses < limit

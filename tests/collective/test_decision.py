@@ -1,6 +1,7 @@
 """The round decision: whoever writes it first fixes it."""
 
 import dataclasses
+import json
 
 import anyio
 import pytest
@@ -10,11 +11,13 @@ from aiodiloco.collective.agreement import Agreement
 from aiodiloco.collective.choice import Rules
 from aiodiloco.collective.decider import Decider, refuse
 from aiodiloco.collective.decision import Decision, Manifest, wait_for_decision
+from aiodiloco.collective.documents import parse_document, seal_document
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.collective.meter import Meter
 from aiodiloco.collective.patience import Lateness
 from aiodiloco.collective.payload import TensorSpec
-from aiodiloco.errors import RoundRefusedError
+from aiodiloco.collective.plan import Link
+from aiodiloco.errors import ChunkError, RoundRefusedError
 from aiodiloco.store import MemoryStore
 from aiodiloco.testing.simulation import run_in_virtual_time
 
@@ -106,4 +109,43 @@ def test_records_survive_json():
     manifest, decision = Manifest(7, 1.5, "ab", None, 2.5), Decision({Member(4, 1): 3.0}, None, {Member(3, 0): "late"})
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert Decision.from_json(decision.to_json()) == decision
+    manifest, decision = (dataclasses.replace(record, link=Link(0.03, 1e8)) for record in (manifest, decision))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert Decision.from_json(decision.to_json()) == decision
     assert Agreement.from_json(AGREEMENT.to_json()) == AGREEMENT
+
+
+def test_a_document_shows_every_flipped_bit_and_every_truncation():
+    data = bytearray(Decision({Member(0, 0): 1.0}).to_json())
+    assert json.loads(data)["members"] == [[0, 0, 1.0]]
+    for bit in range(8 * len(data)):
+        data[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ChunkError, match="a decision holds"):
+            Decision.from_json(data)
+        data[bit // 8] ^= 1 << bit % 8
+    for size in range(len(data)):
+        with pytest.raises(ChunkError, match="a decision holds"):
+            Decision.from_json(data[:size])
+    Decision.from_json(data)
+
+
+def test_only_a_document_of_another_program_may_lack_the_digest_and_none_may_have_a_wrong_one():
+    plain = b'{"n_replicas": 2, "policy": "quorum"}'
+    with pytest.raises(ChunkError, match="digest is missing"):
+        parse_document(plain, "run.json", "n_replicas")
+    assert parse_document(plain, "run.json", "n_replicas", sealed=False) == {"n_replicas": 2, "policy": "quorum"}
+    changed = seal_document({"n_replicas": 2}).replace(b"2", b"3", 1)
+    with pytest.raises(ChunkError, match="digest is missing or wrong"):
+        parse_document(changed, "run.json", "n_replicas", sealed=False)
+
+
+@pytest.mark.parametrize("what", ["manifest", "payload"])
+async def test_a_round_with_a_document_that_stays_damaged_is_refused_by_key_and_rank(what):
+    store = MemoryStore()
+    await contribute(store, MEMBERS[0], AGREEMENT)
+    await contribute(store, MEMBERS[1], dataclasses.replace(AGREEMENT, wire="bf16"))
+    key = getattr(KEYS, what)(MEMBERS[1])
+    await store.put(key, bytes(await store.get(key)).replace(b"f", b"g", 1))
+    await decide(store, KEYS, MEMBERS, Meter())
+    with pytest.raises(RoundRefusedError, match=f"cannot be read: {key}, read 6 times: a .* digest is missing"):
+        await wait_for_decision(store, KEYS, Meter())

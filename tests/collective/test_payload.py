@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiodiloco.codec import get_codec
 from aiodiloco.collective.payload import Payload
 from aiodiloco.collective.plan import make_grid
 
@@ -18,9 +19,15 @@ def make(shape, dtype):
     return values.to(torch.float32).to(dtype)
 
 
+def read(payload, chunk):
+    values = torch.empty(chunk.numel, dtype=get_codec(chunk.codec).dtype)
+    payload.read(chunk, values)
+    return values
+
+
 def read_all(payload):
     grid = make_grid(payload.grid_sections(), 1)
-    return [(chunk, payload.read(chunk)) for chunk in grid]
+    return [(chunk, read(payload, chunk)) for chunk in grid]
 
 
 def write_all(payload, chunks, change=lambda x: x):
@@ -105,7 +112,7 @@ def test_every_element_is_read_and_written_exactly_once_whatever_the_grid(sizes,
     tensors = {f"t{i}": torch.full((n,), float(i)) for i, n in enumerate(sizes)}
     payload = Payload(tensors, "fp32")
     for chunk in make_grid(payload.grid_sections(), chunk_bytes):
-        payload.write(chunk, payload.read(chunk) + 1)
+        payload.write(chunk, read(payload, chunk) + 1)
     payload.commit()
     assert all(torch.equal(t, torch.full_like(t, float(name[1:]) + 1)) for name, t in tensors.items())
 
@@ -132,3 +139,24 @@ def test_a_tensor_without_elements_of_its_own_is_refused_by_name(tensor, message
 def test_something_else_than_a_tensor_is_refused_by_name():
     with pytest.raises(TypeError, match="'lr' is a float"):
         Payload({"lr": 0.1}, "fp32")
+
+
+def test_a_view_is_the_tensors_own_memory_and_there_is_one_only_where_nothing_is_converted():
+    tensors = {
+        "a": torch.zeros(2000),
+        "b": torch.zeros(100),  # shares a chunk with the end of a
+        "c": torch.zeros(4096, dtype=torch.float16),
+        "d": torch.zeros(64, 64).t(),
+    }
+    payload = Payload(tensors, "fp32")
+    views = [(chunk, payload.view(chunk)) for chunk in make_grid(payload.grid_sections(), 1)]
+    for chunk, view in views:
+        if view is not None:
+            view.fill_(chunk.index + 1)
+            assert torch.equal(read(payload, chunk), view)
+    assert [chunk.index for chunk, view in views if view is not None] == [0, 7, 8, 9, 10]
+    assert tensors["d"][-1, -1] == 0
+    payload.commit()
+    assert tensors["a"][:1024].eq(1).all()
+    assert not tensors["a"][1024:].any()
+    assert tensors["d"][-1, -1] == 11, "what is not contiguous is a copy until it is committed"

@@ -1,5 +1,7 @@
 """The arithmetic of the plan, as properties over all sizes."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,10 @@ from aiodiloco.collective.plan import (
     estimate_seconds,
     make_grid,
     owned_chunks,
+    place_in_ring,
+    place_of_mean,
     ring_order,
+    slowest_link,
 )
 
 
@@ -51,6 +56,23 @@ def test_ring_order_serves_every_owner_before_any_twice_and_starts_at_another_on
     assert [[chunk // 4 for chunk in order[:3]] for order in orders] == [[1, 2, 3], [2, 3, 0], [3, 0, 1], [0, 1, 2]]
 
 
+@given(st.integers(1, 300), st.integers(2, 40), st.data())
+def test_the_place_of_a_chunk_in_the_ring_is_known_without_making_the_ring(num_chunks, members, data):
+    position = data.draw(st.integers(0, members - 1))
+    own = owned_chunks(num_chunks, position, members)
+    for place, chunk in enumerate(ring_order(num_chunks, position, members)[: num_chunks - len(own)]):
+        guess = place_in_ring(chunk, num_chunks, position, members)
+        full_rows = place < num_chunks // members * (members - 1)
+        assert guess == place if full_rows else abs(guess - place) < members
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_the_place_of_a_mean_is_its_index_in_its_owners_block(num_chunks, members):
+    for position in range(members):
+        block = owned_chunks(num_chunks, position, members)
+        assert [place_of_mean(chunk, num_chunks, members) for chunk in block] == list(range(len(block)))
+
+
 @pytest.mark.parametrize(
     ("wire_bytes", "world_size", "algorithm"),
     [
@@ -72,14 +94,32 @@ def test_the_estimate_is_the_busier_direction_plus_round_trips():
     assert estimate_seconds("scatter", 1000, 4, link) == pytest.approx(1.5 + 0.4)
 
 
-@given(st.integers(0, 1 << 40), st.integers(1, 1000))
-def test_chunk_size_is_a_power_of_two_between_its_limits(wire_bytes, world_size):
-    size = choose_chunk_bytes(wire_bytes, world_size)
-    assert size & (size - 1) == 0
-    assert 256 << 10 <= size <= 4 << 20
+@given(st.integers(0, 1 << 40), st.sampled_from([1, 2, 4, 8]), st.integers(1, 1000))
+def test_a_chunk_is_a_power_of_two_between_its_limits_once_decoded(numel, elements_in_4_bytes, world_size):
+    wire_bytes = 4 * numel // elements_in_4_bytes
+    size = choose_chunk_bytes(wire_bytes, 4 * numel, world_size)
+    assert 1 <= size <= 4 << 20
+    if wire_bytes > 1 << 20:
+        decoded = math.log2(size * 4 * numel / wire_bytes)
+        assert decoded == pytest.approx(round(decoded), abs=1e-3)
+        assert 18 <= round(decoded) <= 22
+
+
+@pytest.mark.parametrize(
+    ("mib", "wire_share", "world_size", "kib"),
+    [(512, 1, 2, 4096), (512, 1, 8, 4096), (64, 1, 2, 2048), (64, 1, 64, 256), (512, 1 / 4, 4, 1024), (1, 1, 2, 256)],
+)
+def test_chunk_sizes(mib, wire_share, world_size, kib):
+    decoded = mib << 20
+    assert choose_chunk_bytes(int(decoded * wire_share), decoded, world_size) == kib << 10
 
 
 @pytest.mark.parametrize("kwargs", [{"latency_s": -1}, {"bandwidth": 0}, {"latency_s": float("nan")}])
 def test_a_link_that_cannot_be_is_refused(kwargs):
     with pytest.raises(ValueError, match="latency_s >= 0 and bandwidth > 0"):
         Link(**kwargs)
+
+
+def test_the_slowest_link_is_the_worst_in_both_respects_of_those_that_are_known():
+    assert slowest_link([Link(0.1, 200.0), None, Link(0.3, 500.0)]) == Link(0.3, 200.0)
+    assert slowest_link([None, None]) is None

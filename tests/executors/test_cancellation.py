@@ -65,6 +65,30 @@ async def test_a_leak_at_any_one_point_is_found(how: Literal["task", "scope"]) -
         await cancel_at_every_step(leaky, check, how=how)
 
 
+@pytest.mark.parametrize("most", [1, 2])
+async def test_every_place_is_struck_and_only_so_often(most: int) -> None:
+    reached: list[str] = []
+
+    async def work() -> None:
+        for _ in range(10):
+            await _checkpoint()
+        reached.append("after the loop")
+        await _checkpoint()
+        await asyncio.create_task(_checkpoint())
+        reached.append("end")
+
+    async def check(_: None) -> None:
+        return
+
+    before = asyncio.get_running_loop().get_task_factory()
+    steps = await cancel_at_every_step(work, check, how="task", at_most_per_place=most)
+    assert asyncio.get_running_loop().get_task_factory() is before
+    # In the loop, after it, and where the root waits for its task and the task itself is; the last run is whole.
+    assert steps == most + 3
+    assert reached.count("after the loop") == 4
+    assert reached.count("end") == 1
+
+
 async def test_swallowing_a_cancellation_is_an_error() -> None:
     async def deaf() -> None:
         try:

@@ -217,3 +217,27 @@ def test_a_forked_child_is_told_to_join_itself(tmp_path):
                 os._exit(42 if "join in the child" in str(exc) else 1)
             os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+
+
+@pytest.mark.parametrize("algorithm", ["gather", "scatter"])
+async def test_what_join_is_told_of_the_all_reduce_reaches_it(algorithm):
+    uri = f"memory://options-{algorithm}"
+    options = {"world_size": 2, "algorithm": algorithm, "chunk_bytes": 4096, "log_capture": False}
+    reports = []
+
+    async def reduce(rank):
+        async with join(uri, rank=rank, **options) as replica:
+            reports.append(await replica.all_reduce({"w": torch.ones(4096)}))
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(reduce, 0)
+        tg.start_soon(reduce, 1)
+    assert [(report.algorithm, report.num_chunks) for report in reports] == [(algorithm, 4)] * 2
+
+
+def test_join_sync_is_told_the_same():
+    with join_sync("memory://options-sync", rank=0, world_size=1, chunk_bytes=4096, algorithm="scatter") as replica:
+        report = replica.all_reduce({"w": torch.ones(4096)})
+    assert (report.algorithm, report.num_chunks) == ("scatter", 4)
+    with pytest.raises(ValueError, match="algorithm must be"):
+        join_sync("memory://options-sync-2", rank=0, world_size=1, algorithm="ring").__enter__()

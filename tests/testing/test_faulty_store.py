@@ -136,3 +136,11 @@ async def test_latency_is_slept():
 def test_rates_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Faults(**bad)
+
+
+async def test_other_keys_are_spared():
+    store = FaultyStore(MemoryStore(), Faults(unavailable=1.0, truncated=1.0), only="rounds/")
+    await store.put("members/0", DATA)
+    assert bytes(await store.get("members/0")) == DATA
+    with pytest.raises(StoreUnavailableError):
+        await store.put("rounds/0", DATA)

@@ -12,7 +12,7 @@ import anyio
 import modal
 import modal.exception
 
-from aiodiloco.errors import ExecutorError, HandleError
+from aiodiloco.errors import ExecutorError, HandleError, UncertainSpawnError
 from aiodiloco.executors.modal.ends import Ends, Waiter
 from aiodiloco.executors.modal.errors import explain
 from aiodiloco.executors.modal.logs import read_logs
@@ -42,6 +42,7 @@ _SHORT_POLL_S = 1.0  # when there are more replicas than polls, which then take 
 _ANSWER_S = 3.0  # an answer that takes longer is lost; asking again is harmless
 _KILL_S = 12.0  # between asking Modal to kill containers and their end
 _LATEST_RETRY_S = 45.0
+_UNCERTAIN = "if the replica has started all the same, its own timeout or `modal app stop` ends it"
 
 
 class ModalBackend:
@@ -233,6 +234,8 @@ async def _spawn(function: modal.Function[..., Any, Any], kwargs: dict[str, Any]
             if time.monotonic() >= latest:
                 raise explain(exc, "Modal takes no more calls now") from exc
         except modal.exception.Error as exc:
+            if is_transient(exc):
+                raise UncertainSpawnError(f"Modal's answer is lost ({exc}); {_UNCERTAIN}") from exc
             raise explain(exc, "spawning") from exc
         await pauses.wait()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,9 +12,9 @@ if TYPE_CHECKING:
 
     from aiodiloco.store.s3.location import S3Location
 
-__all__ = ["CONNECT_S", "MAX_PAUSE_S", "prepare_client"]
+__all__ = ["MAX_PAUSE_S", "prepare_client"]
 
-CONNECT_S = 10.0
+_CONNECT_S = 10.0
 MAX_PAUSE_S = 20.0  # botocore's longest between two attempts
 
 
@@ -29,6 +30,8 @@ def prepare_client(
     try:
         from aiobotocore.config import AioConfig
         from aiobotocore.session import AioSession
+
+        from aiodiloco.store.s3.http import DirectSession
     except ModuleNotFoundError as exc:
         raise ImportError(f"s3:// stores need {exc.name}: pip install 'aiodiloco[s3]'") from exc
 
@@ -38,7 +41,7 @@ def prepare_client(
     # Nobody reads the times, and turning them into datetimes is half the cost of a listing.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
     config = AioConfig(
-        connect_timeout=CONNECT_S,
+        connect_timeout=min(_CONNECT_S, timeout_s),
         read_timeout=timeout_s,
         max_pool_connections=location.concurrency,
         parameter_validation=False,
@@ -47,15 +50,20 @@ def prepare_client(
         retries={"mode": "standard", "total_max_attempts": max_attempts},
         s3={"addressing_style": location.addressing, "payload_signing_enabled": False},
         user_agent_extra="aiodiloco",
-        **({} if http_session is None else {"http_session_cls": http_session}),
+        http_session_cls=http_session or DirectSession,
     )
     return functools.partial(
         session.create_client,
         "s3",
         endpoint_url=location.endpoint_url,
-        region_name=location.region,
+        region_name=location.region or _region_of_environment(),
         config=config,
     )
+
+
+def _region_of_environment() -> str | None:
+    """Return AWS_REGION, which botocore knows nothing of but other tools, containers and functions set."""
+    return None if "AWS_DEFAULT_REGION" in os.environ else os.environ.get("AWS_REGION")
 
 
 @functools.cache

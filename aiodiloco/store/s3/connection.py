@@ -10,7 +10,7 @@ import anyio
 from anyio import to_thread
 
 from aiodiloco.errors import StoreUnavailableError
-from aiodiloco.store.s3.client import CONNECT_S, MAX_PAUSE_S, prepare_client
+from aiodiloco.store.s3.client import MAX_PAUSE_S, prepare_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -46,14 +46,27 @@ class Connection:
         location: Bucket and settings.
         timeout_s: Seconds without a byte until a request is given up, to be tried again.
         max_attempts: How often botocore sends one request at most.
-        http_session: The session class that carries requests; None is aiobotocore's own, on aiohttp.
+        max_put_bytes: Above this, objects are written in parts.
+        http_session: The session class that carries requests; None is `http.DirectSession`.
+
+    Attributes:
+        client: For all requests but those for objects' contents.
+        objects: What puts and gets objects: the client or, at less cost, `http.DirectCalls`.
     """
 
     def __init__(
-        self, location: S3Location, *, timeout_s: float, max_attempts: int, http_session: type[Any] | None
+        self,
+        location: S3Location,
+        *,
+        timeout_s: float,
+        max_attempts: int,
+        max_put_bytes: int,
+        http_session: type[Any] | None,
     ) -> None:
         self.location = location
+        self.max_put_bytes = max_put_bytes
         self.client: Any = None  # aiobotocore makes its client classes at run time, without types
+        self.objects: Any = None
         self._timeout_s = timeout_s
         self._max_attempts = max_attempts
         self._http_session = http_session
@@ -79,7 +92,7 @@ class Connection:
         """
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError(f"{self.location.uri} was opened in another event loop: open a store in each")
-        attempt_s = CONNECT_S + self._timeout_s + MAX_PAUSE_S
+        attempt_s = 2 * self._timeout_s + MAX_PAUSE_S  # to connect, to wait, and to pause before the next
         async with self._turns:
             with anyio.CancelScope() as scope:
                 yield Slot(scope, attempt_s, self._max_attempts)
@@ -94,6 +107,7 @@ class Connection:
         create = await to_thread.run_sync(self._prepare)
         async with AsyncExitStack() as stack:
             self.client = await stack.enter_async_context(create())
+            self.objects = self._direct_calls()
             self._loop = asyncio.get_running_loop()
             yield
             self._stack = stack.pop_all()
@@ -102,6 +116,11 @@ class Connection:
         """Close the client and its connections."""
         with anyio.move_on_after(_CLOSE_S, shield=True):
             await self._stack.aclose()
+
+    def _direct_calls(self) -> Any:  # noqa: ANN401 - the client has no type
+        from aiodiloco.store.s3.http import DirectCalls
+
+        return self.client if self.location.checksums else DirectCalls(self.client)
 
     def _prepare(self) -> Callable[[], AbstractAsyncContextManager[Any]]:
         return prepare_client(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import mmap
 import random
 import re
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from aiodiloco.errors import StoreError, StoreUnavailableError, StoreUnsupportedError
+from aiodiloco.store.pages import new_memory
 from aiodiloco.store.s3.failures import code_of, status_of
 
 if TYPE_CHECKING:
@@ -108,11 +108,11 @@ async def download(
 async def _read_on(connection: Connection, key: str, reading: _Reading) -> memoryview:
     """Ask for what is missing and return all once it came."""
     import aiohttp
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import ClientError, ResponseStreamingError
 
     async with connection.slot() as slot:
         try:
-            response = await connection.client.get_object(**connection.target(key), **reading.range_header())
+            response = await connection.objects.get_object(**connection.target(key), **reading.range_header())
         except ClientError as exc:
             if status_of(exc) != 416 and code_of(exc) != "InvalidRange":
                 raise
@@ -120,7 +120,7 @@ async def _read_on(connection: Connection, key: str, reading: _Reading) -> memor
                 reading.restart()
                 raise _BrokenError("the object was replaced by a shorter one") from exc
             return memoryview(b"") if reading.target is None else reading.target[:0]
-        except aiohttp.ClientError as exc:  # an error reply that broke off: botocore lets those through
+        except (aiohttp.ClientError, ResponseStreamingError) as exc:  # an error reply that broke off: not retried yet
             raise _BrokenError(str(exc)) from exc
         body = response["Body"]
         try:
@@ -181,10 +181,8 @@ def _size_of(response: Mapping[str, Any], reading: _Reading) -> int:
 
 def _new_memory(size: int) -> memoryview:
     """Return writable memory. A large piece is not touched before its bytes come, however much was announced."""
-    if size < 1024 * 1024:
-        return memoryview(bytearray(size))
     try:
-        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        return new_memory(size)
     except (OSError, OverflowError, ValueError) as exc:
         raise StoreError(f"the server announces an object of {size} bytes, for which there is no memory") from exc
 

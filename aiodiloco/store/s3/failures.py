@@ -66,6 +66,8 @@ _NETWORK = {
     "EndpointConnectionError": "no connection: check the endpoint {endpoint} and the network",
     "ProxyConnectionError": "no connection through the proxy: check HTTP_PROXY, HTTPS_PROXY and NO_PROXY",
     "ConnectTimeoutError": "no connection in time: check the endpoint {endpoint} and the network",
+    "HTTPClientError": "the connection broke",
+    "ClientError": "the connection broke",  # aiohttp's
     "ReadTimeoutError": "no answer in time: the network or the server at {endpoint} is stuck",
 }
 
@@ -97,30 +99,41 @@ def status_of(exc: ClientError) -> int:
 
 
 def _from_reply(exc: ClientError, message: str, location: S3Location) -> StoreError:
-    code, status = code_of(exc), status_of(exc)
-    told = str(exc.response.get("Error", {}).get("Message", ""))[:200]
+    code = code_of(exc)
+    told = str(exc.response.get("Error", {}).get("Message") or "")[:200]
     name = _SAME.get(code, code)
-    kind: type[StoreError] = StoreError
-    if code in {"NoSuchKey", "404"}:
+    kind: type[StoreError] = StoreAccessError
+    if code == "NoSuchKey" or (code == "404" and exc.operation_name != "ListObjectsV2"):
         kind, remedy = KeyNotFoundError, "there is no such object"
     elif name in _ACCESS:
-        kind, remedy = StoreAccessError, _ACCESS[name]
+        remedy = _ACCESS[name]
     elif code in _REGION:
-        kind, remedy = StoreAccessError, _region_remedy(exc)
-    elif code in _UNSUPPORTED:
-        kind, remedy = StoreUnsupportedError, "the server cannot do that; use another"
-    elif "checksum" in told.lower() or "content-md5" in told.lower():
-        kind, remedy = StoreUnsupportedError, f"open the store with checksums={str(not location.checksums).lower()}"
+        remedy = _region_remedy(exc)
+    elif code == "404":
+        remedy = f"what answered is no S3 server: check the endpoint {_endpoint(location)}"
     elif "https" in told.lower():
-        kind, remedy = StoreAccessError, _scheme_remedy(location)
-    elif status == 507 or "StorageFull" in code:
-        remedy = "the server's disk is full: free some space there"
-    elif status >= 500 or code in {"429", "SlowDown", "RequestTimeout"}:
-        tries = exc.response.get("ResponseMetadata", {}).get("RetryAttempts", 0) + 1
-        kind, remedy = StoreUnavailableError, f"the server is overloaded or out of order, {tries} times in a row"
+        remedy = _scheme_remedy(location)
     else:
-        remedy = f"the server refused it, status {status}"
+        kind, remedy = _judge_server(exc, told.lower(), location)
     return kind(f"{message}: {remedy} ({code}{': ' if told else ''}{told})")
+
+
+def _judge_server(exc: ClientError, told: str, location: S3Location) -> tuple[type[StoreError], str]:
+    """Return what is wrong on the server's side, and what helps."""
+    code, status = code_of(exc), status_of(exc)
+    if code in _UNSUPPORTED:
+        return StoreUnsupportedError, "the server cannot do that; use another"
+    if "checksum" in told or "content-md5" in told:
+        return StoreUnsupportedError, f"open the store with checksums={str(not location.checksums).lower()}"
+    if status == 507 or "StorageFull" in code:
+        return StoreError, "the server's disk is full: free some space there"
+    if status < 500 and code not in {"429", "SlowDown", "RequestTimeout"}:
+        return StoreError, f"the server refused it, status {status}"
+    tries = exc.response.get("ResponseMetadata", {}).get("RetryAttempts", 0) + 1
+    remedy = f"the server is overloaded or out of order, {tries} times in a row"
+    if code == "500":  # S3 would have said InternalError; a page of HTML ends here, too
+        remedy += f", or no S3 server: check the endpoint {_endpoint(location)}"
+    return StoreUnavailableError, remedy
 
 
 def _region_remedy(exc: ClientError) -> str:
@@ -131,6 +144,10 @@ def _region_remedy(exc: ClientError) -> str:
     return "the bucket is in another region: put ?region=… into the URI, or set AWS_REGION, and check the endpoint"
 
 
+def _endpoint(location: S3Location) -> str:
+    return location.endpoint_url or "(AWS, or AWS_ENDPOINT_URL)"
+
+
 def _scheme_remedy(location: S3Location) -> str:
     if (location.endpoint_url or "").startswith("http://"):
         return "if it wants TLS, write https:// in the endpoint"
@@ -139,11 +156,19 @@ def _scheme_remedy(location: S3Location) -> str:
 
 def _from_session(exc: Exception, message: str, location: S3Location) -> StoreError:
     bases = [base.__name__ for base in type(exc).__mro__]
+    if "EndpointConnectionError" in bases and _was_connected(exc):
+        bases = ["ConnectionClosedError"]
     kind: type[StoreError]
     for kind, remedies in ((StoreAccessError, _SESSION), (StoreUnavailableError, _NETWORK)):
         for remedy in (remedies[base] for base in bases if base in remedies):
             said = remedy.format(
-                endpoint=location.endpoint_url or "of AWS", profile=location.profile, scheme=_scheme_remedy(location)
+                endpoint=_endpoint(location), profile=location.profile, scheme=_scheme_remedy(location)
             )
             return kind(f"{message}: {said} ({exc})")
     return StoreError(f"{message}: {type(exc).__name__}: {exc}")
+
+
+def _was_connected(exc: Exception) -> bool:
+    """Return whether aiobotocore's own session took a reset for a connection never made."""
+    names = {base.__name__ for base in type(getattr(exc, "kwargs", {}).get("error")).__mro__}
+    return "ClientOSError" in names and "ClientConnectorError" not in names

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from typing import TYPE_CHECKING
+
+from anyio import to_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-__all__ = ["Payload"]
+__all__ = ["Payload", "checksum_of"]
 
 _SLICE_BYTES = 256 * 1024
 _NUM_COPIED = 2
@@ -46,3 +50,9 @@ class Payload:
 
     def seek(self, offset: int) -> None:
         """Do nothing: botocore rewinds what it sends again, and every iteration starts at the front anyway."""
+
+
+async def checksum_of(view: memoryview) -> dict[str, str]:
+    """Return the parameter of an upload that has the server check what arrives."""
+    crc = await to_thread.run_sync(zlib.crc32, view)
+    return {"ChecksumCRC32": base64.b64encode(crc.to_bytes(4, "big")).decode()}

@@ -11,7 +11,7 @@ from aiodiloco.store.s3.download import download
 from aiodiloco.store.s3.failures import code_of, translated_errors
 from aiodiloco.store.s3.listing import list_keys
 from aiodiloco.store.s3.location import Addressing, S3Location
-from aiodiloco.store.s3.payload import Payload
+from aiodiloco.store.s3.multipart import MAX_PUT_BYTES, MIN_PUT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,8 +41,9 @@ class S3Store:
             the same damage for less; some buckets (object lock) require them, some servers choke on them.
         timeout_s: Seconds without a byte until a request is given up, to be tried again, > 0.
         max_attempts: How often a request is sent at most, >= 1.
+        max_put_bytes: Above this, objects are written in parts; 5 MiB to 5 GiB, what S3 takes in one request.
         http_session: The class that carries requests, as `http_session_cls` of aiobotocore's `AioConfig`; None for
-            its own.
+            this library's, which copies no payload. `aiobotocore.httpsession.AIOHTTPSession` is aiobotocore's own.
     """
 
     def __init__(
@@ -58,12 +59,15 @@ class S3Store:
         checksums: bool = False,
         timeout_s: float = 30.0,
         max_attempts: int = 5,
+        max_put_bytes: int = MAX_PUT_BYTES,
         http_session: type[Any] | None = None,
     ) -> None:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be > 0, not {timeout_s!r}")
         if max_attempts < 1:
             raise ValueError(f"max_attempts must be at least 1, not {max_attempts!r}")
+        if not MIN_PUT_BYTES <= max_put_bytes <= MAX_PUT_BYTES:
+            raise ValueError(f"max_put_bytes must be {MIN_PUT_BYTES} to {MAX_PUT_BYTES}, not {max_put_bytes!r}")
         self._location = S3Location(
             bucket=bucket,
             prefix=prefix,
@@ -76,6 +80,7 @@ class S3Store:
         )
         self._timeout_s = timeout_s
         self._max_attempts = max_attempts
+        self._max_put_bytes = max_put_bytes
         self._http_session = http_session
         self._connection: Connection | None = None
 
@@ -100,7 +105,7 @@ class S3Store:
         """Write the object; see `Store.put`."""
         connection = self._connection_for(key)
         with translated_errors(f"write {key!r}", self._location):
-            await upload.put(connection, key, Payload(memoryview(data).cast("B")))
+            await upload.put(connection, key, memoryview(data).cast("B"))
 
     async def put_if_absent(self, key: str, data: Buffer) -> bool:
         """Write the object unless it exists; see `Store.put_if_absent`."""
@@ -147,6 +152,7 @@ class S3Store:
             self._location,
             timeout_s=self._timeout_s,
             max_attempts=self._max_attempts,
+            max_put_bytes=self._max_put_bytes,
             http_session=self._http_session,
         )
         with translated_errors("open the store", self._location):

@@ -25,8 +25,8 @@ sharing them:
   process has imported (`modal`, parts of `aiodiloco`, `preload`) is this machine's. A region, a GPU or an amount of
   memory that is asked for is noted and not provided. Any credentials are welcome.
 - A container has one input at a time, whatever `@modal.concurrent` says, waits `idle_s` for another, and is forked from
-  a process that imported Modal's runtime. Schedules are ignored; classes, generators, `map`, web endpoints, sandboxes,
-  volumes, dicts and queues are refused with UNIMPLEMENTED.
+  a process that imported Modal's runtime. Schedules are ignored; classes, generators, `map`, web endpoints, sandboxes
+  and queues are refused with UNIMPLEMENTED.
 - A container that is lost, or cannot start, ends its input at once with an internal failure (or, when an import
   failed, with that error), without the attempts that Modal makes before. Failures and timeouts are retried by the
   function's own policy.
@@ -34,13 +34,24 @@ sharing them:
   kills as well. A polite cancel is repeated every second or so until the container says that the input has ended.
 - Preemption is SIGINT, `preemption_grace_s` of time, SIGKILL, and then the same input id again, as the next input of
   its function. An output that comes within the grace period counts, except for the one by which an async function says
-  that it was cancelled.
+  that it was cancelled. `LoopbackModal.run_again` runs an input a second time while its first container goes on.
 - Outputs are kept until the control plane ends, unless `LoopbackModal.expire` forgets them. An unknown id is NOT_FOUND.
   A poll for a forgotten output is held for its time like one for a pending output; so the client raises
   `OutputExpiredError` from `get(timeout=…)` only, and waits forever in `get()`.
 - The app of a client that sent no heartbeat for `client_timeout_s` ends, if it is ephemeral; a detached app ends half a
   second after its client left and its last call ended.
 - A request is deduplicated by its idempotency key where it creates an app, a call or an input.
+- A Volume is of version 1 unless version 2 is asked for; both keep the same promises here. A put, a removal and a
+  commit are each one step, seen at once by every read, listing and reload after it; of two writers of one file the last
+  wins. A put that may not overwrite is refused if any of its files is there; in version 2 not if the file has the same
+  bytes. Empty directories are not kept. There are no quotas.
+- A container works on a copy of a Volume, made when it starts. `commit` publishes the files that it wrote or removed
+  since; `reload` fails while any process has a file of the copy open or its working directory there, and otherwise
+  commits and then fetches. A container that ends by itself commits (the runtime sees to that), one that is killed does
+  not; nothing is committed in between. A mount that is read-only can be written to, but what is written is never
+  published. The mount's path is made on this machine, as a link that every container reads as its own; it must be free,
+  and programs that a container starts cannot follow it.
+- A Dict keeps its entries until it ends; an update, a get and a pop are each one step.
 - One log entry is one line. A line without an end waits for it, or for its input to end. A stream starts with the lines
   there are unless `streams_replay` is False.
 - One connection carries 100 requests at a time, which is the default of the HTTP/2 library, not a figure of Modal's.

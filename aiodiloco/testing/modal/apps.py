@@ -31,10 +31,15 @@ def layout_of(app: App, state: State) -> api_pb2.AppLayout:
     return api_pb2.AppLayout(
         objects=[
             *(api_pb2.Object(object_id=each.id, function_handle_metadata=each.metadata) for each in functions),
-            *(api_pb2.Object(object_id=object_id) for object_id in sorted(needed)),
+            *(_needed(object_id, state) for object_id in sorted(needed)),
         ],
         function_ids=app.function_ids,
     )
+
+
+def _needed(object_id: str, state: State) -> api_pb2.Object:
+    volume = state.volumes.get(object_id)
+    return api_pb2.Object(object_id=object_id, volume_metadata=volume.metadata if volume else None)
 
 
 class AppService:

@@ -14,6 +14,7 @@ from aiodiloco.testing.modal.apps import AppService
 from aiodiloco.testing.modal.blobs import BlobService
 from aiodiloco.testing.modal.calls import CallService
 from aiodiloco.testing.modal.containers import ContainerService
+from aiodiloco.testing.modal.dicts import DictService
 from aiodiloco.testing.modal.dispatch import Dispatcher, make_service
 from aiodiloco.testing.modal.functions import FunctionService
 from aiodiloco.testing.modal.listener import Listener
@@ -24,6 +25,8 @@ from aiodiloco.testing.modal.processes import ContainerProcesses, running_zygote
 from aiodiloco.testing.modal.records import State
 from aiodiloco.testing.modal.runner import ProcessEvents, ProcessRunner, zygote_env
 from aiodiloco.testing.modal.scheduler import Scheduler
+from aiodiloco.testing.modal.volumes import VolumeService
+from aiodiloco.testing.modal.working_copies import WorkingCopies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -63,7 +66,10 @@ class ControlPlane:
 async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncIterator[ControlPlane]:
     """Run a control plane for as long as the block lasts."""
     zygote = running_zygote(env=zygote_env(settings.env), preload=settings.preload)
-    async with zygote as (channel, directory), anyio.create_task_group() as task_group:
+    async with contextlib.AsyncExitStack() as stack:
+        channel, directory = await stack.enter_async_context(zygote)
+        copies = stack.enter_context(contextlib.closing(WorkingCopies(directory / "volumes")))
+        task_group = await stack.enter_async_context(anyio.create_task_group())
         state, logs, blobs = State(), LogStore(), BlobService()
         mounts = MountService(directory, blobs)
         scheduler = Scheduler(
@@ -80,17 +86,25 @@ async def running_control_plane(settings: Settings, faults: FaultPlan) -> AsyncI
             blobs,
             CallService(state, scheduler),
             ContainerService(state, scheduler),
-            FunctionService(state, scheduler),
+            DictService(state),
+            FunctionService(state, scheduler, copies),
             LogService(state, logs, streams_replay=settings.streams_replay),
             mounts,
             ObjectService(state),
+            VolumeService(state, blobs, mounts, copies),
         ]
         listener = Listener(make_service(Dispatcher(services, faults, task_group)))
-        processes = ContainerProcesses(channel, ProcessEvents(state, scheduler, logs), task_group)
+        processes = ContainerProcesses(channel, ProcessEvents(state, scheduler, logs, copies), task_group)
         with contextlib.closing(processes):
             async with _listening(listener, blobs, settings.port) as url:
                 scheduler.runner = ProcessRunner(
-                    processes=processes, mounts=mounts, state=state, logs=logs, extra_env=settings.env, url=url
+                    processes=processes,
+                    mounts=mounts,
+                    copies=copies,
+                    state=state,
+                    logs=logs,
+                    extra_env=settings.env,
+                    url=url,
                 )
                 yield ControlPlane(state, scheduler, logs, blobs, listener, url)
                 task_group.cancel_scope.cancel()

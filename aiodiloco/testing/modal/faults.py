@@ -23,6 +23,7 @@ class Fault:
         left: How many more requests it strikes; None: all.
         sender: Whose requests it strikes.
         seconds: The latency, or the wait that a throttled client is told.
+        spared: How many requests it still lets pass first.
         struck: How many requests it has struck.
     """
 
@@ -31,6 +32,7 @@ class Fault:
     left: int | None
     sender: Sender
     seconds: float | None = None
+    spared: int = 0
     struck: int = 0
 
     def strikes(self, rpc: str, sender: str) -> bool:
@@ -53,9 +55,9 @@ class FaultPlan:
         """
         return self._add(Fault("latency", rpc, times, sender, seconds))
 
-    def unavailable(self, rpc: str, *, times: int | None = None, sender: Sender = "client") -> Fault:
-        """Refuse requests with UNAVAILABLE, not carried out."""
-        return self._add(Fault("unavailable", rpc, times, sender))
+    def unavailable(self, rpc: str, *, times: int | None = None, sender: Sender = "client", after: int = 0) -> Fault:
+        """Refuse requests with UNAVAILABLE, not carried out, but for the first `after`."""
+        return self._add(Fault("unavailable", rpc, times, sender, spared=after))
 
     def lost_response(self, rpc: str, *, times: int | None = 1, sender: Sender = "client") -> Fault:
         """Carry requests out, and answer UNAVAILABLE instead of the response."""
@@ -88,6 +90,9 @@ class FaultPlan:
         """Return the faults that strike this request, in the order in which they were added, and count them."""
         with self._lock:
             struck = [fault for fault in self._faults if fault.strikes(rpc, sender)]
+            for fault in [fault for fault in struck if fault.spared]:
+                fault.spared -= 1
+                struck.remove(fault)
             for fault in struck:
                 fault.struck += 1
                 if fault.left is not None:

@@ -13,6 +13,7 @@ from aiodiloco.testing.modal.records import App, Function, State, new_id
 if TYPE_CHECKING:
     from aiodiloco.testing.modal.dispatch import Caller
     from aiodiloco.testing.modal.scheduler import Scheduler
+    from aiodiloco.testing.modal.working_copies import WorkingCopies
 
 __all__ = ["FunctionService", "apply_options"]
 
@@ -54,9 +55,10 @@ def apply_options(definition: api_pb2.Function, options: api_pb2.FunctionOptions
 class FunctionService:
     """Keeps functions, and the variants that `with_options` binds."""
 
-    def __init__(self, state: State, scheduler: Scheduler) -> None:
+    def __init__(self, state: State, scheduler: Scheduler, copies: WorkingCopies) -> None:
         self._state = state
         self._scheduler = scheduler
+        self._copies = copies
 
     async def function_precreate(
         self, request: api_pb2.FunctionPrecreateRequest, _caller: Caller
@@ -130,6 +132,7 @@ class FunctionService:
     def _define(
         self, function_id: str, app: App, definition: api_pb2.Function, data: api_pb2.FunctionData, *, base_id: str = ""
     ) -> Function:
+        self._copies.check(definition.volume_mounts)
         metadata = _metadata_of(definition, app, base_id=base_id)
         function = self._state.functions.get(function_id)
         if function is None:

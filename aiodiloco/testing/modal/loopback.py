@@ -186,6 +186,13 @@ class LoopbackModal:
         """Take the container away that has a call's input: interrupt it, and run the same input again elsewhere."""
         await self._in_loop(lambda plane: plane.scheduler.preempt(_container_of(plane, call_id)))
 
+    async def run_again(self, call_id: str) -> None:
+        """Run a call's input again elsewhere while the container that has it goes on, unseen: as if cut off.
+
+        That container is not told, ends with its input, and what it says of that is ignored.
+        """
+        await self._in_loop(lambda plane: plane.scheduler.run_again(_container_of(plane, call_id)))
+
     async def expire(self, call_id: str) -> None:
         """Forget a call's result, as Modal does after seven days."""
 

@@ -50,8 +50,24 @@ class ContainerProcesses:
         task_group.start_soon(self._send_all_orders)
         task_group.start_soon(self._hear_exits)
 
-    def start(self, task_id: str, arguments: bytes, *, env: dict[str, str], path: Sequence[str]) -> None:
-        """Start a container with these ContainerArguments; its end is reported to the listener in any case."""
+    def start(
+        self,
+        task_id: str,
+        arguments: bytes,
+        *,
+        env: dict[str, str],
+        path: Sequence[str],
+        open_at: Sequence[tuple[int, str]],
+    ) -> None:
+        """Start a container with these ContainerArguments; its end is reported to the listener in any case.
+
+        Args:
+            task_id: The container.
+            arguments: What its runtime is started with.
+            env: Its environment variables, all of them.
+            path: Its import path.
+            open_at: Directories that it has open from the start, each behind its descriptor's number.
+        """
         stdout, write_stdout = os.pipe()
         stderr, write_stderr = os.pipe()
         with tempfile.TemporaryFile(buffering=0) as file:
@@ -61,7 +77,7 @@ class ContainerProcesses:
         self._outlets[task_id] = [_Outlet(stdout, is_stderr=False), _Outlet(stderr, is_stderr=True)]
         for outlet in self._outlets[task_id]:
             self._task_group.start_soon(self._follow, task_id, outlet)
-        order = {"start": task_id, "env": env, "path": list(path)}
+        order = {"start": task_id, "env": env, "path": list(path), "open": list(open_at)}
         self._send_order.send_nowait((order, [write_stdout, write_stderr, descriptor]))
 
     def signal(self, task_id: str, number: signal.Signals) -> None:

@@ -9,13 +9,24 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import anyio
+from modal_proto import api_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from modal_proto import api_pb2
-
-__all__ = ["App", "Attempt", "Call", "Changed", "Container", "Function", "Input", "State", "new_id"]
+__all__ = [
+    "App",
+    "Attempt",
+    "Call",
+    "Changed",
+    "Container",
+    "Dict",
+    "Function",
+    "Input",
+    "State",
+    "Volume",
+    "new_id",
+]
 
 
 def new_id(prefix: str) -> str:
@@ -128,6 +139,30 @@ class Container:
 
 
 @dataclasses.dataclass(eq=False)
+class Volume:
+    """One volume: the bytes of its committed files, by path; directories are the front parts of paths."""
+
+    id: str
+    name: str
+    version: api_pb2.VolumeFsVersion.ValueType
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+    @property
+    def metadata(self) -> api_pb2.VolumeMetadata:
+        """What the client keeps of it."""
+        return api_pb2.VolumeMetadata(version=self.version, name=self.name)
+
+
+@dataclasses.dataclass(eq=False)
+class Dict:
+    """One dict."""
+
+    id: str
+    name: str
+    entries: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(eq=False)
 class State:
     """Everything, by id."""
 
@@ -138,6 +173,8 @@ class State:
     containers: dict[str, Container] = dataclasses.field(default_factory=dict)
     secrets: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     secret_names: dict[str, str] = dataclasses.field(default_factory=dict)
+    volumes: dict[str, Volume] = dataclasses.field(default_factory=dict)
+    dicts: dict[str, Dict] = dataclasses.field(default_factory=dict)
 
     def deployed(self, name: str) -> App | None:
         """Return the app that is deployed under a name."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiodiloco.testing.modal.processes import ContainerProcesses
     from aiodiloco.testing.modal.records import Container, State
     from aiodiloco.testing.modal.scheduler import Scheduler
+    from aiodiloco.testing.modal.working_copies import WorkingCopies
 
 __all__ = ["ProcessEvents", "ProcessRunner", "zygote_env"]
 
@@ -31,6 +32,7 @@ class ProcessEvents:
     state: State
     scheduler: Scheduler
     logs: LogStore
+    copies: WorkingCopies
 
     def printed(self, task_id: str, *, is_stderr: bool, data: bytes) -> None:
         """Log it."""
@@ -41,6 +43,7 @@ class ProcessEvents:
         """Tell the scheduler."""
         if (container := self.state.containers.get(task_id)) is not None:
             self.logs.finish(container)
+            self.copies.detach(task_id)
             self.scheduler.container_ended(container, code)
 
 
@@ -50,6 +53,7 @@ class ProcessRunner:
 
     processes: ContainerProcesses
     mounts: MountService
+    copies: WorkingCopies
     state: State
     logs: LogStore
     extra_env: Mapping[str, str]
@@ -67,7 +71,13 @@ class ProcessRunner:
             app_layout=layout_of(function.app, self.state),
         )
         path = [*self.mounts.import_path(function.definition.mount_ids), *_host_import_path()]
-        self.processes.start(container.id, arguments.SerializeToString(), env=self._env(container), path=path)
+        self.processes.start(
+            container.id,
+            arguments.SerializeToString(),
+            env=self._env(container),
+            path=path,
+            open_at=self.copies.attach(container, self.state.volumes),
+        )
 
     def signal(self, container: Container, number: signal.Signals) -> None:
         """Send it a signal, SIGKILL to everything that it started too."""

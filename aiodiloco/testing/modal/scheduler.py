@@ -255,6 +255,14 @@ class Scheduler:
         self.runner.signal(container, signal.SIGINT)
         self._task_group.start_soon(self._kill_later, container)
 
+    def run_again(self, container: Container) -> None:
+        """Take the container for lost though it goes on: its input runs again elsewhere, and its output is ignored."""
+        attempt = container.attempt
+        assert attempt is not None
+        container.retiring = True
+        self._end(attempt)
+        self.submit(attempt.input, first=True)
+
     async def _kill_later(self, container: Container) -> None:
         await anyio.sleep(self._preemption_grace_s)
         if container.id in self._state.containers:

@@ -2,7 +2,8 @@
 
 It is told what to do over a socket of packets, one JSON object each:
 
-    {"start": task_id, "env": {...}, "path": [...]}    with three descriptors: stdout, stderr, container arguments
+    {"start": task_id, "env": {...}, "path": [...], "open": [[number, directory], ...]}
+                                  with three descriptors: stdout, stderr, container arguments
     {"signal": number, "task": task_id}
 
 and says `{"ready": true}` once and `{"exited": task_id, "code": n}` for every container. When the socket closes,
@@ -42,6 +43,7 @@ class _Job:
 
     env: dict[str, str]
     path: list[str]
+    directories: list[tuple[int, str]]
     descriptors: list[int]
 
 
@@ -120,7 +122,7 @@ class _Zygote:
                 os.close(descriptor)
             return None
         self._leave()
-        return _Job(order["env"], order["path"], descriptors)
+        return _Job(order["env"], order["path"], order["open"], descriptors)
 
     def _signal(self, task: str, number: int) -> None:
         for pid, known in self._tasks.items():
@@ -150,6 +152,10 @@ def _become_container(job: _Job) -> int:
     os.dup2(stderr, 2)
     os.close(stdout)
     os.close(stderr)
+    for number, directory in job.directories:
+        opened = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+        os.dup2(opened, number)
+        os.close(opened)
     os.environ.clear()
     os.environ.update(job.env, MODAL_CONTAINER_ARGUMENTS_PATH=f"/dev/fd/{arguments}")
     sys.path[:] = job.path

@@ -46,7 +46,13 @@ class Fault(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """An answer that the server never gave."""
+    """An answer that the server never gave.
+
+    Attributes:
+        code: S3's word for an error, told with `message` in the usual XML; `extra` is further XML in it.
+        body: Sent instead of that.
+        announced: What Content-Length says, if not the body's.
+    """
 
     status: int
     code: str = ""
@@ -54,12 +60,14 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
     extra: str = ""
     body: bytes | None = None
+    announced: int | None = None
 
     def to_bytes(self, method: str) -> bytes:
         """Return it as on the wire; HEAD gets no body."""
         xml = f"<Error><Code>{self.code}</Code><Message>{self.message}</Message>{self.extra}</Error>".encode()
         body = (xml if self.code else b"") if self.body is None else self.body
-        lines = [f"HTTP/1.1 {self.status} Status", f"Content-Length: {len(body)}", "Content-Type: application/xml"]
+        size = len(body) if self.announced is None else self.announced
+        lines = [f"HTTP/1.1 {self.status} Status", f"Content-Length: {size}", "Content-Type: application/xml"]
         lines += [f"{name}: {value}" for name, value in self.headers]
         return "\r\n".join([*lines, "", ""]).encode() + (b"" if method == "HEAD" else body)
 
@@ -81,12 +89,11 @@ class FaultyProxy:
     """
 
     def __init__(self, upstream: str, decide: Decide = lambda _: None) -> None:
-        parts = urlsplit(upstream)
+        self.upstream = upstream
         self.decide = decide
         self.requests: list[Request] = []
         self.num_open = 0
         self.num_accepted = 0
-        self._upstream = (parts.hostname, parts.port)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -156,7 +163,8 @@ class FaultyProxy:
 
     async def _forward(self, head: bytes, body: bytes) -> bytes:
         """Return the server's whole reply."""
-        reader, writer = await asyncio.open_connection(*self._upstream)
+        parts = urlsplit(self.upstream)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         try:
             writer.write(head[:-2] + b"Connection: close\r\n\r\n" + body)
             return await reader.read()

@@ -18,6 +18,22 @@ def work(*, rank: int, seconds: float) -> str:
     return f"{__name__} {rank} {os.environ.get('MODAL_IS_REMOTE')}"
 
 
+def reduce_until(*, rank: int, world_size: int, uri: str, stop: str) -> list[float]:
+    """Contribute this process's id, again and again until there is a file `stop`; return the mean of each round."""
+    import torch
+
+    from aiodiloco import join_sync
+
+    means = []
+    with join_sync(uri, rank=rank, world_size=world_size) as replica:
+        while True:
+            tensors = {"pid": torch.tensor([float(os.getpid())]), "stop": torch.tensor([float(Path(stop).exists())])}
+            replica.all_reduce(tensors)
+            means.append(tensors["pid"].item())
+            if tensors["stop"].item():
+                return [float(os.getpid()), *means]
+
+
 async def launch_and_wait(directory: str) -> None:
     executor = ModalExecutor(app_name="left-behind")
     handles = await executor.launch_replicas(3, work, {"seconds": 1.5})

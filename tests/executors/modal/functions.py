@@ -22,6 +22,12 @@ def sleep(*, rank: int, seconds: float = 600.0) -> int:
 
 
 @app.function(timeout=600)
+def sleep_by_rank(*, rank: int, seconds: list[float]) -> int:
+    time.sleep(seconds[rank])
+    return rank
+
+
+@app.function(timeout=600)
 def raise_timeout(*, rank: int, message: str | None = None) -> None:
     raise TimeoutError if message is None else TimeoutError(message)
 

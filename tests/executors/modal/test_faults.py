@@ -11,7 +11,6 @@ from aiodiloco.errors import LaunchError
 from aiodiloco.executors import WaitAll
 from aiodiloco.executors.modal import ModalExecutor, ModalSpawnExecutor, backend
 from aiodiloco.testing import entrypoints
-from aiodiloco.testing.cancellation import cancel_at_every_step
 from aiodiloco.testing.modal import LoopbackModal
 
 from . import functions
@@ -206,50 +205,3 @@ async def test_a_cancellation_is_not_starved_by_the_polls_of_a_large_group() -> 
                 assert time.monotonic() - start < 2.0
                 group.cancel_scope.cancel()
         assert not any(call.is_alive for call in plane.calls())
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        lambda faults: faults.latency(0.02, "Function*"),
-        lambda faults: faults.unavailable("Function*", times=1),
-        lambda faults: faults.lost_response("Function*", times=1),
-        lambda faults: faults.throttle("FunctionMap", times=1),
-    ],
-    ids=["latency", "unavailable", "lost response", "throttle"],
-)
-async def test_cancelling_launch_under_a_fault_leaves_no_call_alive(plane, sleeper, leftovers, fault) -> None:
-    async def launch():
-        fault(plane.faults)
-        return await sleeper.launch_replicas(1)
-
-    async def check(handles) -> None:
-        plane.faults.clear()
-        for handle in handles or ():
-            await sleeper.cancel(handle)
-        assert leftovers() == []
-
-    assert await cancel_at_every_step(launch, check, how="task") >= 4
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [lambda faults: faults.latency(0.02, "Function*"), lambda faults: faults.lost_response("Function*", times=1)],
-    ids=["latency", "lost response"],
-)
-async def test_cancelling_collect_under_a_fault_leaves_no_call_alive(plane, sleeper, leftovers, fault) -> None:
-    handles = []
-
-    async def collect():
-        fault(plane.faults)
-        return await sleeper.collect(handles, timeout=0.15)
-
-    async def check(_) -> None:
-        plane.faults.clear()
-        await _until(lambda: not leftovers())
-        handles[:] = await sleeper.launch_replicas(1)
-
-    await check(None)
-    assert await cancel_at_every_step(collect, check, how="task") >= 4
-    for handle in handles:
-        await sleeper.cancel(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,25 @@ def test_a_plain_script(plane, kind, tmp_path) -> None:
         check=False,
     )
     assert (ran.returncode, ran.stdout) == (0, "[0, 1] asyncio.unix_events\n"), ran.stderr
+
+
+def test_the_first_run_of_the_docs_as_it_is_written(plane, tmp_path) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", (_ROOT / "docs" / "modal.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "main.py").write_text(program)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").touch()
+    (tmp_path / "my_package" / "work.py").write_text("def work(*, rank: int) -> dict:\n    return {'rank': rank}\n")
+    ran = subprocess.run(
+        [sys.executable, "main.py"],
+        env={**os.environ, **plane.env, "PYTHONPATH": str(_ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=_BOUND_S,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "".join(f"{rank} succeeded {{'rank': {rank}}}\n" for rank in range(4))
 
 
 def test_four_threads_with_a_loop_each_share_an_executor(executor) -> None:

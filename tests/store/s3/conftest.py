@@ -48,3 +48,10 @@ def bucket(moto: str) -> str:
 def uri(moto: str, bucket: str) -> str:
     """The URI of a new, empty store."""
     return f"s3://{bucket}?endpoint_url={moto}"
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses of seconds between attempts."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
+    monkeypatch.setattr("aiodiloco.store.s3.http.calls._MAX_PAUSE_S", 0.01)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class TestS3Store(StoreTests):
+    num_many = 600  # a page has 250 keys
+
     @pytest.fixture
     async def store(self, uri: str) -> AsyncIterator[Store]:
         with blockbuster_ctx("aiodiloco"):
