@@ -2,6 +2,7 @@
 
     run.json                                           how the run was started; the first writer fixes it
     members/<rank>/<incarnation>/claim.json            who holds a rank
+    members/<rank>/<incarnation>/heartbeat.json        changes while that process lives; says when it left
     rounds/<round>-<fragment>/<rank>-<incarnation>/payload.json   what this contribution consists of; put first
     rounds/<round>-<fragment>/<rank>-<incarnation>/<chunk>        the contribution, chunk by chunk
     rounds/<round>-<fragment>/arrivals/<rank>-<incarnation>.json      the contribution is whole; put last
@@ -24,7 +25,7 @@ from aiodiloco.codec.chunk import digest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["MEMBERS", "RUN", "Member", "RoundKeys", "claim_key", "members_digest", "parse_claim_key"]
+__all__ = ["MEMBERS", "RUN", "Member", "RoundKeys", "claim_key", "heartbeat_key", "members_digest", "parse_claim_key"]
 
 RUN = "run.json"
 MEMBERS = "members/"
@@ -45,6 +46,11 @@ class Member(NamedTuple):
 def claim_key(member: Member) -> str:
     """Return the key whose writer holds this rank in this incarnation."""
     return f"{MEMBERS}{member.rank}/{member.incarnation}/claim.json"
+
+
+def heartbeat_key(member: Member) -> str:
+    """Return the key that this member overwrites from time to time while it lives."""
+    return f"{MEMBERS}{member.rank}/{member.incarnation}/heartbeat.json"
 
 
 def parse_claim_key(key: str) -> Member | None:

@@ -11,15 +11,31 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from aiodiloco.collective.documents import parse_document, seal_document
-from aiodiloco.collective.keys import MEMBERS, RUN, Member, claim_key, parse_claim_key
+from aiodiloco.collective.keys import MEMBERS, RUN, Member, claim_key, heartbeat_key, parse_claim_key
 from aiodiloco.collective.waiting import Backoff, read_intact
-from aiodiloco.errors import ChunkError, RankTakenError, StoreError, WorldSizeError
+from aiodiloco.errors import ChunkError, KeyNotFoundError, RankTakenError, StoreError, WorldSizeError
 
 if TYPE_CHECKING:
     from aiodiloco.store import Store
 
-__all__ = ["check_rank", "claim_rank", "list_members", "wait_for_members", "withdraw_claim"]
+__all__ = [
+    "BEAT_S",
+    "DEAD_AFTER_S",
+    "beat",
+    "check_rank",
+    "claim_rank",
+    "list_members",
+    "wait_for_members",
+    "withdraw_claim",
+]
 
+BEAT_S = 5.0
+"""Seconds between two heartbeats."""
+
+DEAD_AFTER_S = 3 * BEAT_S
+"""Whoever shows no heartbeat for so long has stopped."""
+
+_LOOK_S = 1.0
 _WITHDRAW_BOUND_S = 5.0
 
 
@@ -44,7 +60,8 @@ async def claim_rank(
         world_size: How many there are.
         nonce: Marks the claim as one's own.
         incarnation: As which process of this rank; None takes 0, or with `takes_over` the next.
-        takes_over: Whether a rank that is held, or was, may be taken from its holder, which is then out of the run.
+        takes_over: Whether a rank may be taken from a process that held it and has stopped: one that left, or whose
+            heartbeat is the same after 15 seconds. Named an `incarnation`, the asker knows better, and nobody waits.
 
     Raises:
         WorldSizeError: the run has another world size.
@@ -52,21 +69,46 @@ async def claim_rank(
     """
     await _fix_world_size(store, rank, world_size)
     held = (await list_members(store)).get(rank)
+    is_counted = incarnation is not None
     if incarnation is None:
-        incarnation = held.incarnation + 1 if takes_over and held is not None else 0
+        incarnation = 0 if held is None else held.incarnation
     while True:
         member = Member(rank, incarnation)
         if held is not None and held > member:
             raise RankTakenError(f"rank {rank} of {store.uri} is held by process {held} already: {member} is over")
         if await _claim(store, member, world_size, nonce):
             return member
-        if not takes_over:
+        if not takes_over or is_counted or not await _has_stopped(store, member):
             holder = await _read_claim(store, member)
             raise RankTakenError(
                 f"rank {rank} of {store.uri} was taken by process {holder.get('pid')} on {holder.get('host')}: give "
-                "each replica its own rank; a rank that left can only come back to a run with checkpoints"
+                "each replica its own rank. A rank that left can come back to a run with checkpoints; without, start a "
+                "new run under a new prefix"
             )
         incarnation += 1
+
+
+async def _has_stopped(store: Store, member: Member) -> bool:
+    """Return whether a member has left, or shows no sign of life for as long as three heartbeats."""
+
+    async def read() -> dict[str, Any]:
+        try:
+            return parse_document(await store.get(heartbeat_key(member)), heartbeat_key(member), "left")
+        except KeyNotFoundError:
+            return {"left": False}
+
+    first = await read_intact(heartbeat_key(member), read)
+    deadline = anyio.current_time() + DEAD_AFTER_S
+    while not first["left"] and anyio.current_time() < deadline:
+        await anyio.sleep(_LOOK_S)
+        if await read_intact(heartbeat_key(member), read) != first:
+            return False
+    return True
+
+
+async def beat(store: Store, member: Member, number: int, *, left: bool = False) -> None:
+    """Show that this member lives, with a number that grows; or that it has left."""
+    await store.put(heartbeat_key(member), seal_document({"beat": number, "left": left}))
 
 
 async def _claim(store: Store, member: Member, world_size: int, nonce: str) -> bool:
@@ -87,6 +129,7 @@ async def withdraw_claim(store: Store, member: Member, nonce: str) -> None:
     with anyio.move_on_after(_WITHDRAW_BOUND_S, shield=True), contextlib.suppress(StoreError, ChunkError):
         if (await _read_claim(store, member)).get("nonce") == nonce:
             await store.delete(claim_key(member))
+            await store.delete(heartbeat_key(member))
 
 
 async def _read_claim(store: Store, member: Member) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 
 from aiodiloco.checkpoint import Loaded, Share, find_manifest, list_models, list_rounds, load, prune, save_share
-from aiodiloco.errors import StoreError
+from aiodiloco.errors import ChunkError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,7 @@ class CheckpointWriter:
             async for share in self._receive:
                 try:
                     await self._write(share)
-                except StoreError as exc:
+                except (StoreError, ChunkError) as exc:
                     _log.warning("the checkpoint of round %d lacks this replica's share: %s", share.round, exc)
 
     async def _write(self, share: Share) -> None:

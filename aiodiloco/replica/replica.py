@@ -17,8 +17,9 @@ from aiodiloco.diloco import Checkpoints, DiLoCo
 from aiodiloco.errors import StoreError
 from aiodiloco.events import EventWriter
 from aiodiloco.replica.checkpoints import CheckpointWriter, recover
+from aiodiloco.replica.heartbeat import Heartbeat
 from aiodiloco.replica.logs import capture_logs
-from aiodiloco.store import Store, open_store
+from aiodiloco.store import ResilientStore, Store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Replica", "join"]
 
 _FIRST_FRAGMENTS = (0, 1)  # rounds of the user's own, and of the first model
+_PATIENCE_S = 30.0  # with a store that fails, where a run does not depend on it
 _OPEN_S = 300.0  # a checkpoint of a large model is read meanwhile
 
 
@@ -204,13 +206,14 @@ async def join(
     async with AsyncExitStack() as stack:
         with anyio.move_on_after(_OPEN_S) as scope:
             given = rendezvous_uri if isinstance(rendezvous_uri, Store) else open_store(rendezvous_uri)
-            store = await stack.enter_async_context(given)
+            await stack.enter_async_context(given)
+            store = ResilientStore(given, patience_s=_PATIENCE_S)
             recovered = await recover(store, rank)
             can_come_back = bool(recovered) or await is_replayable(store, _FIRST_FRAGMENTS)
         if scope.cancelled_caught:
             raise StoreError(f"the store at {rendezvous_uri} did not answer within {_OPEN_S:g} s")
         transport = ObjectStoreAllReduce(
-            store,
+            given,
             rank=rank,
             world_size=world_size,
             wire=wire,
@@ -225,7 +228,8 @@ async def join(
             takes_over=can_come_back,
         )
         await stack.enter_async_context(transport)
-        events = await stack.enter_async_context(EventWriter(store, str(transport.member)))
+        await stack.enter_async_context(Heartbeat(given, transport.member))
+        events = await stack.enter_async_context(EventWriter(given, str(transport.member)))
         stack.enter_context(capture_logs(events) if log_capture else contextlib.nullcontext())
         events.emit(
             "joined", rank=rank, world_size=world_size, pid=os.getpid(), incarnation=transport.member.incarnation

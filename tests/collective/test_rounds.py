@@ -130,7 +130,7 @@ async def test_a_rank_that_contributed_and_left_cannot_come_back_under_the_prefi
     store = MemoryStore()
     async with ObjectStoreAllReduce(store, rank=0, world_size=1) as rank:
         await rank.all_reduce(ones())
-    with pytest.raises(RankTakenError, match="can only come back to a run with checkpoints"):
+    with pytest.raises(RankTakenError, match="start a new run under a new prefix"):
         async with ObjectStoreAllReduce(store, rank=0, world_size=1):
             pass
 

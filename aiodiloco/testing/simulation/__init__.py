@@ -27,10 +27,12 @@ __all__ = [
 def simulate(schedule: Schedule | int) -> World:
     """Return what became of a run; raise AssertionError if it broke an invariant."""
 
+    chosen = make_schedule(schedule) if isinstance(schedule, int) else schedule
+
     async def main() -> World:
-        world = World(make_schedule(schedule) if isinstance(schedule, int) else schedule)
+        world = World(chosen)
         await world.run()
         await check_invariants(world)
         return world
 
-    return run_in_virtual_time(main)
+    return run_in_virtual_time(main, seed=chosen.seed)
