@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -123,16 +124,16 @@ class _Spawns:
         self._calls = calls
         self._requests = list(requests)
         self._jobs: list[Job[ReplicaHandle]] = []
-        self._latest: list[float] = []
+        self._latest: dict[int, float] = {}  # position -> until when this spawn, which is under way, has time
         self._bell = Bell()
         self._wanted = True
 
     async def run(self) -> None:
         """Return when all have started, or one has failed."""
-        while self.failed is None and (len(self._jobs) < len(self._requests) or self._in_flight()):
+        while self.failed is None and (len(self._jobs) < len(self._requests) or self._latest):
             self._start_some()
-            await self._bell.wait_until(min(self._in_flight(), default=float("inf")))
-            self._note_failure()
+            await self._bell.wait_until(min(self._latest.values(), default=float("inf")))
+            self._note_late()
 
     def handles(self) -> list[ReplicaHandle]:
         """Return the handles of those that started, in order."""
@@ -141,11 +142,11 @@ class _Spawns:
     async def undo(self, reason: str) -> list[ReplicaResult]:
         """Let the spawns under way yield their ids, cancel all that started, and return their rows. Bounded."""
         deadline = time.monotonic() + _UNDO_BOUND_S
-        while in_time := [latest for latest in self._in_flight() if latest > time.monotonic()]:
+        while in_time := [latest for latest in self._latest.values() if latest > time.monotonic()]:
             if not await self._bell.wait_until(min(deadline, *in_time)) and time.monotonic() >= deadline:
                 break
         self._wanted = False
-        self._note_failure()
+        self._note_late()
         nameless = [
             ReplicaResult(request.rank, ReplicaStatus.pending, error=error)
             for request, job in zip(self._requests, self._jobs, strict=False)
@@ -155,25 +156,29 @@ class _Spawns:
         rows = await end_replicas(self._calls, self.handles(), reason=reason, within_s=within_s)
         return sorted(rows + nameless, key=lambda row: row.rank)
 
-    def _in_flight(self) -> list[float]:
-        """Until when each spawn under way has time (`time.monotonic()`)."""
-        return [latest for job, latest in zip(self._jobs, self._latest, strict=True) if not job.has_ended]
-
-    def _note_failure(self) -> None:
-        failures = []
-        for request, job, latest in zip(self._requests, self._jobs, self._latest, strict=False):
-            if job.has_ended and (failure := job.error()) is not None:
-                failures.append((request.rank, failure))
-            if not job.has_ended and time.monotonic() >= latest:
-                bound = self._calls.backend.spawn_bound_s
-                failures.append((request.rank, TimeoutError(f"no answer within {bound:g} s")))
-        self.failed = min([*failures, *filter(None, [self.failed])], key=lambda failed: failed[0], default=None)
-
     def _start_some(self) -> None:
-        while len(self._jobs) < len(self._requests) and len(self._in_flight()) < _SPAWNS_IN_FLIGHT:
-            spawn = self._spawn(self._requests[len(self._jobs)])
-            self._jobs.append(self._calls.start(spawn, on_end=self._bell.ring))
-            self._latest.append(time.monotonic() + self._calls.backend.spawn_bound_s)
+        while len(self._jobs) < len(self._requests) and len(self._latest) < _SPAWNS_IN_FLIGHT:
+            index = len(self._jobs)
+            self._latest[index] = time.monotonic() + self._calls.backend.spawn_bound_s
+            spawn = self._spawn(self._requests[index])
+            self._jobs.append(self._calls.start(spawn, on_end=partial(self._note_end, index)))
+
+    def _note_end(self, index: int) -> None:
+        del self._latest[index]
+        if (failure := self._jobs[index].error()) is not None:
+            self._note_failure(index, failure)
+        self._bell.ring()
+
+    def _note_late(self) -> None:
+        now, bound_s = time.monotonic(), self._calls.backend.spawn_bound_s
+        for index, latest in self._latest.items():
+            if now >= latest:
+                self._note_failure(index, TimeoutError(f"no answer within {bound_s:g} s"))
+
+    def _note_failure(self, index: int, failure: Exception) -> None:
+        rank = self._requests[index].rank
+        if self.failed is None or rank < self.failed[0]:
+            self.failed = rank, failure
 
     async def _spawn(self, request: SpawnRequest) -> ReplicaHandle:
         backend = self._calls.backend

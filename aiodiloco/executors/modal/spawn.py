@@ -73,7 +73,8 @@ class ModalSpawnExecutor(Executor):
         check_function(modal_function)
         check_client(client)
         self._own = _OwnFunction(modal_function, app_to_deploy(modal_function) if deploy else None, client)
-        super().__init__(ModalBackend(self._own, client=client, grace_s=check_grace(grace)))
+        self._modal = ModalBackend(self._own, client=client, grace_s=check_grace(grace))
+        super().__init__(self._modal)
 
     async def launch_replicas(
         self,
@@ -101,6 +102,10 @@ class ModalSpawnExecutor(Executor):
         if self._own.is_named(entrypoint):
             entrypoint = None
         return await super().launch_replicas(n_replicas, entrypoint, args, gpu=gpu, timeout=timeout, run_id=run_id)
+
+    async def close(self) -> None:
+        """Close the connection that ending a large group has opened. Replicas go on. Idempotent."""
+        await self._modal.close()
 
     def dashboard_url(self, handle: ReplicaHandle) -> str:
         """Return the address of the replica's call on Modal's dashboard."""
