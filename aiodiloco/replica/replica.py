@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.diloco import DiLoCo
 from aiodiloco.events import EventWriter
+from aiodiloco.replica.ending import end_with_lease
 from aiodiloco.replica.logs import capture_logs
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from aiodiloco.diloco import OuterOptimizerFactory
     from aiodiloco.store import Store
 
-__all__ = ["Replica", "join"]
+__all__ = ["Replica", "join", "join_unguarded"]
 
 
 class Replica:
@@ -121,8 +122,12 @@ async def join(
     link: Link | None = None,
     timeout: float = 600.0,
     log_capture: bool = True,
+    incarnation: int | None = None,
 ) -> AsyncIterator[Replica]:
     """Join the run at `rendezvous_uri` as `rank` for as long as the context is open.
+
+    In a run that was launched with a lease, the context is cancelled when the driver is gone for longer than that, and
+    raises LeaseExpiredError. A replica that has not left the context half a beat later is ended with exit code 75.
 
     Args:
         rendezvous_uri: The run's own prefix in a store, the same for all ranks and for no other run.
@@ -134,12 +139,44 @@ async def join(
         link: What is known of the way to the store; None measures it.
         timeout: Seconds an all-reduce waits for the slowest rank.
         log_capture: Also write what passes the root logger to the event log.
+        incarnation: How often this rank was started before, as `launch` passes it to an entrypoint with a parameter of
+            this name: a process whose rank was started again since ends itself as if the driver were gone.
 
     Raises:
         ValueError: rank, world_size, wire, algorithm, chunk_bytes or URI out of range.
         StoreError: the store cannot be used.
         WorldSizeError, RankTakenError: the run has another size, or the rank is held by another process.
+        LeaseExpiredError: the driver is gone.
     """
+    joining = join_unguarded(
+        rendezvous_uri,
+        rank=rank,
+        world_size=world_size,
+        wire=wire,
+        algorithm=algorithm,
+        chunk_bytes=chunk_bytes,
+        link=link,
+        timeout=timeout,
+        log_capture=log_capture,
+    )
+    async with joining as replica, end_with_lease(rendezvous_uri, replica.store, rank=rank, incarnation=incarnation):
+        yield replica
+
+
+@contextlib.asynccontextmanager
+async def join_unguarded(
+    rendezvous_uri: str | os.PathLike[str],
+    *,
+    rank: int,
+    world_size: int,
+    wire: str,
+    algorithm: Algorithm | Literal["auto"],
+    chunk_bytes: int | None,
+    link: Link | None,
+    timeout: float,
+    log_capture: bool,
+) -> AsyncIterator[Replica]:
+    """Do what `join` does, but for the lease."""
     transport = ObjectStoreAllReduce(
         rendezvous_uri,
         rank=rank,

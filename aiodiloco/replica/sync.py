@@ -9,7 +9,9 @@ from anyio.from_thread import start_blocking_portal
 
 from aiodiloco.diloco import SyncDiLoCo
 from aiodiloco.diloco.portal import NetworkThread
-from aiodiloco.replica.replica import Replica, join
+from aiodiloco.lease import read_terms
+from aiodiloco.replica.guard import LeaseGuard
+from aiodiloco.replica.replica import Replica, join_unguarded
 
 if TYPE_CHECKING:
     import os
@@ -90,9 +92,14 @@ def join_sync(
     link: Link | None = None,
     timeout: float = 600.0,
     log_capture: bool = True,
+    incarnation: int | None = None,
 ) -> Iterator[SyncReplica]:
-    """Join the run at `rendezvous_uri` as `rank` for as long as the context is open; see `join`."""
-    joined = join(
+    """Join the run at `rendezvous_uri` as `rank` for as long as the context is open; see `join`.
+
+    When the driver is gone, the next call of `step`, `synchronize` or `all_reduce`, and one that waits, raises
+    LeaseExpiredError; a replica that makes none within half a beat is ended with exit code 75.
+    """
+    joined = join_unguarded(
         rendezvous_uri,
         rank=rank,
         world_size=world_size,
@@ -107,4 +114,14 @@ def join_sync(
         start_blocking_portal(name="aiodiloco-network") as portal,
         portal.wrap_async_context_manager(joined) as replica,
     ):
-        yield SyncReplica(replica, NetworkThread(portal))
+        network = NetworkThread(portal)
+        terms = network.call(lambda: read_terms(replica.store))
+        if terms is None:
+            yield SyncReplica(replica, network)
+            return
+        guard = LeaseGuard(rendezvous_uri, terms, rank=rank, incarnation=incarnation, on_expired=network.interrupt)
+        guard.start()
+        try:
+            yield SyncReplica(replica, network)
+        finally:
+            guard.stop()
