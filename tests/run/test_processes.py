@@ -43,6 +43,7 @@ class Driver:
         self.root = root
         self.store = str(root / "store")
         self._mark = uuid.uuid4().hex
+        self._executors: list[LocalProcessExecutor] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.run.drivers", str(root), self.store, point],
             stdout=subprocess.PIPE,
@@ -79,7 +80,8 @@ class Driver:
                 await anyio.sleep(0.02)
 
     def executor(self) -> LocalProcessExecutor:
-        return LocalProcessExecutor(root=self.root / "executor")
+        self._executors.append(LocalProcessExecutor(root=self.root / "executor"))
+        return self._executors[-1]
 
     async def attach(self) -> Run:
         return await attach("a-run", store=self.store, executor=self.executor())
@@ -90,6 +92,8 @@ class Driver:
         return 0 if document is None else document.generation
 
     def end(self) -> None:
+        for executor in self._executors:
+            anyio.run(executor.close)
         for process in self.living():
             process.kill()
         self.process.wait(20)
