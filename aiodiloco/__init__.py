@@ -24,10 +24,14 @@ if TYPE_CHECKING:
         HandleError,
         KeyNotFoundError,
         LaunchError,
+        LeaseExpiredError,
         RankTakenError,
         ReplicaFailedError,
         RoundRefusedError,
         RoundTimeoutError,
+        RunConflictError,
+        RunError,
+        RunNotFoundError,
         StoreAccessError,
         StoreError,
         StoreUnavailableError,
@@ -35,10 +39,11 @@ if TYPE_CHECKING:
         WorldSizeError,
     )
     from aiodiloco.events import Cursor, Event, EventWriter, follow_events, read_events
-    from aiodiloco.executors import FailFast, LocalProcessExecutor, ServerlessExecutor, WaitAll
+    from aiodiloco.executors import FailFast, LocalProcessExecutor, Quorum, Respawn, ServerlessExecutor, WaitAll
     from aiodiloco.executors.modal import ModalExecutor, ModalSpawnExecutor
     from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult, ReplicaStatus, new_run_id, raise_for_failures
     from aiodiloco.replica import Replica, SyncReplica, join, join_sync
+    from aiodiloco.run import Run, RunAttempt, RunOutcome, RunResult, RunStatus, attach, launch, reap
     from aiodiloco.store import FileStore, MemoryStore, S3Store, Store, join_uri, open_store, probe
     from aiodiloco.store.volume.store import VolumeStore
 
@@ -60,6 +65,7 @@ __all__ = [
     "HandleError",
     "KeyNotFoundError",
     "LaunchError",
+    "LeaseExpiredError",
     "Link",
     "LocalProcessExecutor",
     "MemoryStore",
@@ -67,14 +73,24 @@ __all__ = [
     "ModalSpawnExecutor",
     "NesterovSGD",
     "ObjectStoreAllReduce",
+    "Quorum",
     "RankTakenError",
     "Replica",
     "ReplicaFailedError",
     "ReplicaHandle",
     "ReplicaResult",
     "ReplicaStatus",
+    "Respawn",
     "RoundRefusedError",
     "RoundTimeoutError",
+    "Run",
+    "RunAttempt",
+    "RunConflictError",
+    "RunError",
+    "RunNotFoundError",
+    "RunOutcome",
+    "RunResult",
+    "RunStatus",
     "S3Store",
     "ServerlessExecutor",
     "Store",
@@ -88,16 +104,19 @@ __all__ = [
     "WaitAll",
     "WorldSizeError",
     "__version__",
+    "attach",
     "follow_events",
     "join",
     "join_sync",
     "join_uri",
+    "launch",
     "load_checkpoint",
     "new_run_id",
     "open_store",
     "probe",
     "raise_for_failures",
     "read_events",
+    "reap",
 ]
 
 __version__ = "0.1.0"
@@ -107,12 +126,13 @@ _HOME = {
     "collective": ("AllReduceReport", "Link", "ObjectStoreAllReduce"),
     "diloco": ("DiLoCo", "NesterovSGD", "SyncDiLoCo"),
     "events": ("Cursor", "Event", "EventWriter", "follow_events", "read_events"),
-    "executors": ("FailFast", "LocalProcessExecutor", "ServerlessExecutor", "WaitAll"),
+    "executors": ("FailFast", "LocalProcessExecutor", "Quorum", "Respawn", "ServerlessExecutor", "WaitAll"),
     "executors.modal": ("ModalExecutor", "ModalSpawnExecutor"),
     "records": ("JSON", "ReplicaHandle", "ReplicaResult", "ReplicaStatus", "new_run_id", "raise_for_failures"),
     "replica": ("Replica", "SyncReplica", "join", "join_sync"),
     "store": ("FileStore", "MemoryStore", "S3Store", "Store", "join_uri", "open_store", "probe"),
     "store.volume.store": ("VolumeStore",),
+    "run": ("Run", "RunAttempt", "RunOutcome", "RunResult", "RunStatus", "attach", "launch", "reap"),
 }
 _EXTRA_OF = {"modal": "modal", "torch": "torch", "safetensors": "torch", "xxhash": "torch"}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

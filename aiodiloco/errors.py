@@ -13,6 +13,10 @@
     │   ├── RoundRefusedError          (ValueError) contributions that cannot be averaged: shapes, dtypes, wire, start
     │   ├── RankTakenError             another process holds this rank
     │   └── WorldSizeError             (ValueError) the run was started with another world size
+    ├── RunError                       runs as a whole: launching, attaching, driving
+    │   ├── RunConflictError           (ValueError) this run id was launched with other arguments
+    │   ├── RunNotFoundError           (LookupError) the store has no run of this name
+    │   └── LeaseExpiredError          this replica's driver is gone, so it ended; its exit code is 75
     └── ExecutorError                  launching and collecting
         ├── EntrypointError            (ValueError) not an importable function, or arguments that are not JSON
         ├── HandleError                (ValueError) a handle of another backend, malformed, or of a forgotten run
@@ -43,10 +47,14 @@ __all__ = [
     "HandleError",
     "KeyNotFoundError",
     "LaunchError",
+    "LeaseExpiredError",
     "RankTakenError",
     "ReplicaFailedError",
     "RoundRefusedError",
     "RoundTimeoutError",
+    "RunConflictError",
+    "RunError",
+    "RunNotFoundError",
     "StoreAccessError",
     "StoreError",
     "StoreUnavailableError",
@@ -110,6 +118,28 @@ class RankTakenError(CollectiveError):
 
 class WorldSizeError(CollectiveError, ValueError):
     """The run was started with another world size."""
+
+
+class RunError(AiodilocoError):
+    """A run could not be launched, attached to, or driven."""
+
+
+class RunConflictError(RunError, ValueError):
+    """This run id was launched with other arguments."""
+
+
+class RunNotFoundError(RunError, LookupError):
+    """The store has no run of this name."""
+
+
+class LeaseExpiredError(RunError):
+    """Raised inside a replica whose driver is gone: nobody would end it, so it ends itself.
+
+    Attributes:
+        exit_code: What its process exits with: EX_TEMPFAIL, "try again later".
+    """
+
+    exit_code = 75
 
 
 class ExecutorError(AiodilocoError):

@@ -114,6 +114,8 @@ class ReplicaResult:
         result: What the entrypoint returned, a JSON value.
         call_id: The backend's own name for the replica.
         traceback: The replica's traceback as text, where there is one.
+        preempted: It failed because something outside of it ended it: its container or machine was lost, it was
+            killed (also for want of memory), or it ended itself because its driver was gone.
     """
 
     rank: int
@@ -123,6 +125,7 @@ class ReplicaResult:
     result: JSON = None
     call_id: str | None = None
     traceback: str | None = None
+    preempted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict of JSON values; `status` as a plain string."""

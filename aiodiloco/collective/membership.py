@@ -59,33 +59,35 @@ async def claim_rank(
         rank: Which rank.
         world_size: How many there are.
         nonce: Marks the claim as one's own.
-        incarnation: As which process of this rank; None takes 0, or with `takes_over` the next.
+        incarnation: How often the rank was started before, where somebody counts: a lower one is over. The member may
+            become a later one: what runs again, unseen by who counts, comes with the same number.
         takes_over: Whether a rank may be taken from a process that held it and has stopped: one that left, or whose
-            heartbeat is the same after 15 seconds. Named an `incarnation`, the asker knows better, and nobody waits.
+            heartbeat is the same after 15 seconds.
 
     Raises:
         WorldSizeError: the run has another world size.
-        RankTakenError: this member already is, or was, in the run.
+        RankTakenError: another process holds the rank.
     """
     await _fix_world_size(store, rank, world_size)
-    held = (await list_members(store)).get(rank)
-    is_counted = incarnation is not None
-    if incarnation is None:
-        incarnation = 0 if held is None else held.incarnation
+    member, backoff = Member(rank, incarnation or 0), Backoff()
     while True:
-        member = Member(rank, incarnation)
-        if held is not None and held > member:
-            raise RankTakenError(f"rank {rank} of {store.uri} is held by process {held} already: {member} is over")
+        held = (await list_members(store)).get(rank)
+        if held is not None:
+            if not takes_over or (held >= member and not await _has_stopped(store, held)):
+                raise await _rank_taken(store, held)
+            member = max(member, Member(rank, held.incarnation + 1))
         if await _claim(store, member, world_size, nonce):
             return member
-        if not takes_over or is_counted or not await _has_stopped(store, member):
-            holder = await _read_claim(store, member)
-            raise RankTakenError(
-                f"rank {rank} of {store.uri} was taken by process {holder.get('pid')} on {holder.get('host')}: give "
-                "each replica its own rank. A rank that left can come back to a run with checkpoints; without, start a "
-                "new run under a new prefix"
-            )
-        incarnation += 1
+        await backoff.pause()
+
+
+async def _rank_taken(store: Store, held: Member) -> RankTakenError:
+    holder = await _read_claim(store, held)
+    return RankTakenError(
+        f"rank {held.rank} of {store.uri} was taken by process {holder.get('pid')} on {holder.get('host')}: give each "
+        "replica its own rank. A rank that left can come back to a run with checkpoints; without, start a new run "
+        "under a new prefix"
+    )
 
 
 async def _has_stopped(store: Store, member: Member) -> bool:

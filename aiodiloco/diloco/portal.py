@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Awaitable, Callable
 
     from anyio.from_thread import BlockingPortal
@@ -24,6 +25,19 @@ class NetworkThread:
     def __init__(self, portal: BlockingPortal) -> None:
         self._portal = portal
         self._pid = os.getpid()
+        self._error: Exception | None = None
+        self._in_flight: set[concurrent.futures.Future[Any]] = set()
+
+    def interrupt(self, error: Exception) -> None:
+        """Have the calls that wait, and all to come, raise `error`. From any thread."""
+        self._error = error
+        for future in list(self._in_flight):
+            future.cancel()
+
+    def check(self) -> None:
+        """Raise what the thread was interrupted with, if it was."""
+        if self._error is not None:
+            raise self._error
 
     def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Return what `function` returned.
@@ -33,9 +47,11 @@ class NetworkThread:
 
         Raises:
             RuntimeError: in a forked child, which has no such thread.
+            LeaseExpiredError, or whatever it was interrupted with.
         """
         if os.getpid() != self._pid:
             raise RuntimeError("this process was forked after joining and has no network thread: join in the child")
+        self.check()
         ended = threading.Event()
 
         async def run() -> T:
@@ -45,9 +61,14 @@ class NetworkThread:
                 ended.set()
 
         future = self._portal.start_task_soon(run)
+        self._in_flight.add(future)
         try:
+            self.check()  # again: an interruption may have missed the future
             return future.result()
         except BaseException:
             if future.cancel():
                 ended.wait(_CANCEL_BOUND_S)
+            self.check()
             raise
+        finally:
+            self._in_flight.discard(future)

@@ -64,7 +64,11 @@ class SyncDiLoCo:
         return self._diloco.steps(total)
 
     def step(self, *, loss: float | Tensor | None = None, tokens: int | None = None) -> None:
-        """Count one inner step, and wait for the round when it is complete; see `DiLoCo.step`."""
+        """Count one inner step, and wait for the round when it is complete; see `DiLoCo.step`.
+
+        Raises LeaseExpiredError once the run's driver is gone, also in the middle of a round.
+        """
+        self._network.check()
         if self._diloco.is_behind:
             self._network.call(lambda: self._diloco.step(loss=loss, tokens=tokens))
         elif self._diloco.advance(loss=loss, tokens=tokens):

@@ -2,7 +2,7 @@
 
 from aiodiloco.executors.core import Executor
 from aiodiloco.executors.local.executor import LocalProcessExecutor
-from aiodiloco.executors.policy import Decision, FailFast, Policy, WaitAll
+from aiodiloco.executors.policy import Decision, FailFast, Policy, Quorum, Respawn, WaitAll
 from aiodiloco.executors.port import Backend, SpawnRequest
 from aiodiloco.executors.serverless import Entrypoint, OnTimeout, ServerlessExecutor
 
@@ -15,6 +15,8 @@ __all__ = [
     "LocalProcessExecutor",
     "OnTimeout",
     "Policy",
+    "Quorum",
+    "Respawn",
     "ServerlessExecutor",
     "SpawnRequest",
     "WaitAll",

@@ -12,14 +12,14 @@ from aiodiloco.executors.collect import collect, latest_end
 from aiodiloco.executors.completed import Completed
 from aiodiloco.executors.group import end_replica
 from aiodiloco.executors.launch import check_timeout, launch, plan_launch
-from aiodiloco.executors.policy import FailFast, Policy
+from aiodiloco.executors.policy import FailFast, Policy, Respawn
 from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult, ReplicaStatus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
     from types import TracebackType
 
-    from aiodiloco.executors.port import Backend
+    from aiodiloco.executors.port import Backend, SpawnRequest
     from aiodiloco.executors.serverless import Entrypoint, OnTimeout
 
 __all__ = ["Executor"]
@@ -50,6 +50,11 @@ class Executor:
         """Whether replicas can open connections to each other."""
         return self._backend.supports_inter_replica_network
 
+    @property
+    def calls(self) -> Calls:
+        """The way to the backend, for what is built on top of executors."""
+        return self._calls
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -72,12 +77,40 @@ class Executor:
         run_id: str | None = None,
     ) -> list[ReplicaHandle]:
         """Start `n_replicas` replicas and return their handles in rank order; see `ServerlessExecutor`."""
-        requests = await plan_launch(
-            self._backend, n_replicas, entrypoint, entrypoint_args, gpu=gpu, timeout=timeout, run_id=run_id
+        requests = await self.plan_replicas(
+            n_replicas, entrypoint, entrypoint_args, gpu=gpu, timeout=timeout, run_id=run_id
         )
         with awake():
             await self._backend.prepare(requests[0])
         return await launch(self._calls, requests)
+
+    async def plan_replicas(
+        self,
+        n_replicas: int,
+        entrypoint: Entrypoint | None = None,
+        entrypoint_args: Mapping[str, JSON] | None = None,
+        *,
+        gpu: str | None = None,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        offered: Mapping[str, JSON] | None = None,
+    ) -> list[SpawnRequest]:
+        """Return what `launch_replicas` would ask of the backend, having checked it. Starts nothing.
+
+        Args:
+            n_replicas, entrypoint, entrypoint_args, gpu, timeout, run_id: As for `launch_replicas`.
+            offered: Further arguments, passed only to an entrypoint that has parameters of these names.
+        """
+        return await plan_launch(
+            self._backend,
+            n_replicas,
+            entrypoint,
+            entrypoint_args,
+            gpu=gpu,
+            timeout=timeout,
+            run_id=run_id,
+            offered=offered,
+        )
 
     async def poll(self, handle: ReplicaHandle) -> ReplicaStatus:
         """Return where the replica is in its life; see `ServerlessExecutor`.
@@ -112,6 +145,10 @@ class Executor:
         self._check_handles(handles)
         if on_timeout not in ("cancel", "leave"):
             raise ValueError(f'on_timeout must be "cancel" or "leave", not {on_timeout!r}')
+        if isinstance(policy, Respawn):  # by mistake, as it is no Policy
+            raise TypeError(
+                "collect() cannot start replicas again, so it takes no Respawn: run them with aiodiloco.launch(…)"
+            )
         deadline = latest_end(self._calls, handles, check_timeout(timeout))
         return await collect(self._calls, handles, deadline=deadline, policy=policy, on_timeout=on_timeout)
 

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
-from aiodiloco.errors import EntrypointError
+from aiodiloco.errors import EntrypointError, LeaseExpiredError
 from aiodiloco.executors.json_values import find_non_json
 
 if TYPE_CHECKING:
     from aiodiloco.records import JSON
 
-__all__ = ["IMPORTING_MAIN", "check_args", "check_signature", "name_of", "resolve"]
+__all__ = ["IMPORTING_MAIN", "check_args", "check_signature", "exit_code_of", "name_of", "resolve", "select_taken"]
 
 IMPORTING_MAIN = "AIODILOCO_IMPORTING_MAIN"
 """Set in a replica's environment while it imports its driver's script again."""
@@ -130,3 +130,25 @@ def check_signature(name: str, function: Callable[..., object], args: Mapping[st
             f"entrypoint {name}{signature} cannot be called with rank=… and {sorted(args)}: {exc}; change "
             "entrypoint_args or the function's parameters"
         ) from exc
+
+
+def select_taken(function: Callable[..., object], offered: Mapping[str, JSON]) -> Mapping[str, JSON]:
+    """Return those of the `offered` keyword arguments that the function has parameters for; all, if nobody knows."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin without one
+        return offered
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: value for name, value in offered.items() if name in names}
+
+
+def exit_code_of(exc: BaseException) -> int:
+    """Return the exit code of a replica whose entrypoint raised `exc`."""
+    if isinstance(exc, BaseExceptionGroup):
+        codes = {exit_code_of(inner) for inner in exc.exceptions}
+        return LeaseExpiredError.exit_code if LeaseExpiredError.exit_code in codes else 1
+    if isinstance(exc, LeaseExpiredError):
+        return exc.exit_code
+    return exc.code & 0xFF if isinstance(exc, SystemExit) and isinstance(exc.code, int) else 1

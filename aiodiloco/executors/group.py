@@ -14,7 +14,7 @@ from aiodiloco.executors.calls import Bell, Calls, Job
 from aiodiloco.records import ReplicaHandle, ReplicaResult, ReplicaStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["Group", "end_replica", "end_replicas"]
 
@@ -27,12 +27,20 @@ class Group:
         rows: One entry per handle: how it ended, or None while it has not.
         ended: Positions of those that ended, in the order in which they did.
         lost: Position -> why the backend could not say how the replica ended; its row says failed.
+
+    Args:
+        calls: To the backend.
+        handles: The replicas to begin with.
+        on_change: Called in this event loop after each end.
     """
 
-    def __init__(self, calls: Calls, handles: Sequence[ReplicaHandle]) -> None:
-        self.handles = list(handles)
-        self.rows: list[ReplicaResult | None] = [None] * len(self.handles)
+    def __init__(
+        self, calls: Calls, handles: Sequence[ReplicaHandle], *, on_change: Callable[[], object] | None = None
+    ) -> None:
+        self.handles: list[ReplicaHandle] = []
+        self.rows: list[ReplicaResult | None] = []
         self.ended: list[int] = []
+        self._on_change = on_change
         self._calls = calls
         self.lost: dict[int, Exception] = {}
         self._bell = Bell()
@@ -41,8 +49,17 @@ class Group:
         self._last_ask = 0.0
         self._closed = False
         self._waits: list[Job[ReplicaResult]] = []
-        for index, handle in enumerate(self.handles):
-            self._waits.append(calls.start(calls.backend.wait(handle), on_end=partial(self._note_end, index)))
+        for handle in handles:
+            self.add(handle)
+
+    def add(self, handle: ReplicaHandle) -> int:
+        """Watch one more replica, and return its position."""
+        index = len(self.handles)
+        self.handles.append(handle)
+        self.rows.append(None)
+        wait = self._calls.backend.wait(handle)
+        self._waits.append(self._calls.start(wait, on_end=partial(self._note_end, index)))
+        return index
 
     def unfinished(self) -> list[int]:
         """Return the positions of the replicas that have not ended, in order."""
@@ -88,6 +105,8 @@ class Group:
         self.rows[index] = self._lost_row(index, lost) if lost is not None else self._with_reason(index, wait.value())
         self.ended.append(index)
         self._bell.ring()
+        if self._on_change is not None:
+            self._on_change()
 
     def _with_reason(self, index: int, row: ReplicaResult) -> ReplicaResult:
         reason = self._reasons.get(index)

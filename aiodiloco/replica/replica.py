@@ -5,34 +5,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal
 
-import anyio
-
-from aiodiloco.collective import ObjectStoreAllReduce
-from aiodiloco.collective.decision import is_replayable
 from aiodiloco.diloco import Checkpoints, DiLoCo
-from aiodiloco.errors import StoreError
-from aiodiloco.events import EventWriter
-from aiodiloco.replica.checkpoints import CheckpointWriter, recover
-from aiodiloco.replica.heartbeat import Heartbeat
-from aiodiloco.replica.logs import capture_logs
-from aiodiloco.store import ResilientStore, Store, open_store
+from aiodiloco.replica.ending import end_with_lease
+from aiodiloco.replica.joining import Joining, Place, joined
+from aiodiloco.store import Store
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Mapping
 
     import torch
     from torch import Tensor, nn
 
-    from aiodiloco.checkpoint import Loaded
     from aiodiloco.collective import AllReduceReport
     from aiodiloco.collective.plan import Algorithm, Link
     from aiodiloco.diloco import OuterOptimizerFactory, Stateful
 
-__all__ = ["Replica", "join"]
+__all__ = ["Replica", "join", "join_unguarded"]
 
 _FIRST_FRAGMENTS = (0, 1)  # rounds of the user's own, and of the first model
 _PATIENCE_S = 30.0  # with a store that fails, where a run does not depend on it
@@ -47,17 +38,11 @@ class Replica:
         events: The run's event log.
     """
 
-    def __init__(
-        self,
-        transport: ObjectStoreAllReduce,
-        events: EventWriter,
-        checkpoints: CheckpointWriter,
-        recovered: Mapping[int, Loaded],
-    ) -> None:
-        self.transport = transport
-        self.events = events
-        self._checkpoints = checkpoints
-        self._recovered = dict(recovered)
+    def __init__(self, place: Place) -> None:
+        self.transport = place.transport
+        self.events = place.events
+        self._checkpoints = place.checkpoints
+        self._recovered = dict(place.recovered)
         self._fragments = itertools.count(1)
 
     @property
@@ -172,14 +157,17 @@ async def join(
     min_replicas: int | None = None,
     grace: float = 10.0,
     max_norm_ratio: float = math.inf,
-    incarnation: int | None = None,
     log_capture: bool = True,
+    incarnation: int | None = None,
 ) -> AsyncIterator[Replica]:
     """Join the run at `rendezvous_uri` as `rank` for as long as the context is open.
 
     A run can be joined again by a rank whose process died, while the others train on or wait for it, and by all ranks
     after the whole run stopped: as long as its store holds a checkpoint, or all rounds there were. The newest process
     of a rank holds it; older ones are out.
+
+    In a run that was launched with a lease, the context is cancelled when the driver is gone for longer than that, and
+    raises LeaseExpiredError. A replica that has not left the context half a beat later is ended with exit code 75.
 
     Args:
         rendezvous_uri: The run's own prefix in a store, the same for all ranks and for no other run: a URI, or a store
@@ -195,52 +183,41 @@ async def join(
         grace: Seconds the late are given, at least, once so many are there.
         max_norm_ratio: Where fewer than all will do, a pseudo-gradient with a norm this many times the median is left
             out.
-        incarnation: As which process of its rank this one comes, where somebody counts them; None: the next.
         log_capture: Also write what passes the root logger to the event log.
+        incarnation: How often this rank was started before, as `launch` passes it to an entrypoint with a parameter of
+            this name: a process whose rank was started again since ends itself as if the driver were gone.
 
     Raises:
         ValueError: rank, world_size, wire, algorithm, chunk_bytes or URI out of range.
         StoreError: the store cannot be used.
         WorldSizeError, RankTakenError: the run has another size, or the rank is held by another process.
+        LeaseExpiredError: the driver is gone.
     """
-    async with AsyncExitStack() as stack:
-        with anyio.move_on_after(_OPEN_S) as scope:
-            given = rendezvous_uri if isinstance(rendezvous_uri, Store) else open_store(rendezvous_uri)
-            await stack.enter_async_context(given)
-            store = ResilientStore(given, patience_s=_PATIENCE_S)
-            recovered = await recover(store, rank)
-            can_come_back = bool(recovered) or await is_replayable(store, _FIRST_FRAGMENTS)
-        if scope.cancelled_caught:
-            raise StoreError(f"the store at {rendezvous_uri} did not answer within {_OPEN_S:g} s")
-        transport = ObjectStoreAllReduce(
-            given,
-            rank=rank,
-            world_size=world_size,
-            wire=wire,
-            timeout=timeout,
-            min_replicas=min_replicas,
-            grace=grace,
-            max_norm_ratio=max_norm_ratio,
-            algorithm=algorithm,
-            chunk_bytes=chunk_bytes,
-            link=link,
-            incarnation=incarnation,
-            takes_over=can_come_back,
-        )
-        await stack.enter_async_context(transport)
-        await stack.enter_async_context(Heartbeat(given, transport.member))
-        events = await stack.enter_async_context(EventWriter(given, str(transport.member)))
-        stack.enter_context(capture_logs(events) if log_capture else contextlib.nullcontext())
-        events.emit(
-            "joined", rank=rank, world_size=world_size, pid=os.getpid(), incarnation=transport.member.incarnation
-        )
-        try:
-            async with CheckpointWriter(store, events, transport.keep_from) as checkpoints:
-                yield Replica(transport, events, checkpoints, recovered)
-        except BaseException as exc:
-            events.emit("left", rank=rank, error=f"{type(exc).__name__}: {exc}")
-            raise
-        events.emit("left", rank=rank, error=None)
+    joining = Joining(
+        rank=rank,
+        world_size=world_size,
+        wire=wire,
+        algorithm=algorithm,
+        chunk_bytes=chunk_bytes,
+        link=link,
+        timeout=timeout,
+        min_replicas=min_replicas,
+        grace=grace,
+        max_norm_ratio=max_norm_ratio,
+        incarnation=incarnation,
+        log_capture=log_capture,
+    )
+    async with join_unguarded(rendezvous_uri, joining) as replica:
+        uri = rendezvous_uri.uri if isinstance(rendezvous_uri, Store) else rendezvous_uri
+        async with end_with_lease(uri, replica.store, rank=rank, incarnation=incarnation):
+            yield replica
+
+
+@contextlib.asynccontextmanager
+async def join_unguarded(rendezvous_uri: Store | str | os.PathLike[str], joining: Joining) -> AsyncIterator[Replica]:
+    """Do what `join` does, but for the lease."""
+    async with joined(rendezvous_uri, joining) as place:
+        yield Replica(place)
 
 
 def _check_streaming(fragments: int, delay: int, mix: float) -> None:

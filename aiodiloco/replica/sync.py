@@ -10,7 +10,10 @@ from anyio.from_thread import start_blocking_portal
 
 from aiodiloco.diloco import SyncDiLoCo
 from aiodiloco.diloco.portal import NetworkThread
-from aiodiloco.replica.replica import Replica, join
+from aiodiloco.lease import read_terms
+from aiodiloco.replica.guard import LeaseGuard
+from aiodiloco.replica.joining import Joining
+from aiodiloco.replica.replica import Replica, join_unguarded
 
 if TYPE_CHECKING:
     import os
@@ -102,12 +105,15 @@ def join_sync(
     min_replicas: int | None = None,
     grace: float = 10.0,
     max_norm_ratio: float = math.inf,
-    incarnation: int | None = None,
     log_capture: bool = True,
+    incarnation: int | None = None,
 ) -> Iterator[SyncReplica]:
-    """Join the run at `rendezvous_uri` as `rank` for as long as the context is open; see `join`."""
-    joined = join(
-        rendezvous_uri,
+    """Join the run at `rendezvous_uri` as `rank` for as long as the context is open; see `join`.
+
+    When the driver is gone, the next call of `step`, `synchronize` or `all_reduce`, and one that waits, raises
+    LeaseExpiredError; a replica that makes none within half a beat is ended with exit code 75.
+    """
+    joining = Joining(
         rank=rank,
         world_size=world_size,
         wire=wire,
@@ -123,6 +129,16 @@ def join_sync(
     )
     with (
         start_blocking_portal(name="aiodiloco-network") as portal,
-        portal.wrap_async_context_manager(joined) as replica,
+        portal.wrap_async_context_manager(join_unguarded(rendezvous_uri, joining)) as replica,
     ):
-        yield SyncReplica(replica, NetworkThread(portal))
+        network = NetworkThread(portal)
+        terms = network.call(lambda: read_terms(replica.store))
+        if terms is None:
+            yield SyncReplica(replica, network)
+            return
+        guard = LeaseGuard(rendezvous_uri, terms, rank=rank, incarnation=incarnation, on_expired=network.interrupt)
+        guard.start()
+        try:
+            yield SyncReplica(replica, network)
+        finally:
+            guard.stop()

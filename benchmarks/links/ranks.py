@@ -65,7 +65,12 @@ def _processes(case: Case, environ: dict[str, str]) -> Iterator[list[subprocess.
     prefix = ["unshare", "--net"] if case.shape else []
     command = [*prefix, sys.executable, "-m", "links.rank"]
     path = [str(_BENCHMARKS), str(_BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")]
-    environ = {**os.environ, **environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    environ = {
+        **os.environ,
+        **environ,
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
     ranks: list[subprocess.Popen[str]] = []
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     try:

@@ -210,7 +210,8 @@ def _lost(handle: ReplicaHandle, *, supervisor_lives: bool) -> ReplicaResult:
             f"nothing is recorded of its end in {directory}: its supervisor process was killed, and the replica with "
             "it, or the disk was full"
         )
-    return ReplicaResult(handle.rank, ReplicaStatus.failed, error=error, call_id=handle.call_id)
+    preempted = not supervisor_lives
+    return ReplicaResult(handle.rank, ReplicaStatus.failed, error=error, call_id=handle.call_id, preempted=preempted)
 
 
 def _text(handle: ReplicaHandle, key: str) -> str:

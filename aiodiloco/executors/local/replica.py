@@ -16,7 +16,7 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from aiodiloco.executors.entrypoint import IMPORTING_MAIN, resolve
+from aiodiloco.executors.entrypoint import IMPORTING_MAIN, exit_code_of, resolve
 from aiodiloco.executors.json_values import find_non_json
 from aiodiloco.executors.local.directory import LOG, OUTCOME, write_json
 from aiodiloco.executors.local.linux import die_with_parent
@@ -175,8 +175,7 @@ def _raised(exc: BaseException, *, was_cancelled: bool) -> tuple[dict[str, Any],
         is_plain = isinstance(exc, (ReplicaCancelled, asyncio.CancelledError))
         return {"kind": "cancelled"} if is_plain else {"kind": "cancelled", **said}, -signal.SIGTERM
     sys.stderr.write(text)
-    exit_code = exc.code & 0xFF if isinstance(exc, SystemExit) and isinstance(exc.code, int) else 1
-    return {"kind": "raised", **said}, exit_code
+    return {"kind": "raised", **said}, exit_code_of(exc)
 
 
 def _without_our_frames(exc: BaseException) -> BaseException:

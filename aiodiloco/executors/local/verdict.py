@@ -6,17 +6,22 @@ import json
 import signal
 from typing import TYPE_CHECKING, Any
 
+from aiodiloco.errors import LeaseExpiredError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["judge", "tell_unrecorded"]
 
 _DRIVER_GONE = "its driver ended or closed the executor; detach=True keeps replicas"
+_PREEMPTIONS = (-signal.SIGKILL, -signal.SIGTERM, LeaseExpiredError.exit_code)
 _MAX_TOLD_BYTES = 8000  # what a Unix socket takes at once on every system
 
 
 def judge(outcome: Mapping[str, Any] | None, exit_code: int, *, asked: str | None, timeout_s: float) -> dict[str, Any]:
-    """Return the `status`, `exit_code`, `error`, `result` and `traceback` of a replica that has ended.
+    """Return `status`, `exit_code`, `error`, `result`, `traceback` and `preempted` of a replica that has ended.
+
+    `preempted` is True for one that something outside of it ended: it may be started again and do better.
 
     Args:
         outcome: What the replica wrote about its end, or None if it could not.
@@ -26,6 +31,7 @@ def judge(outcome: Mapping[str, Any] | None, exit_code: int, *, asked: str | Non
     """
     said = dict(outcome or {})
     row = {"exit_code": exit_code, "error": said.get("error"), "result": None, "traceback": said.get("traceback")}
+    row["preempted"] = asked is None and exit_code in _PREEMPTIONS
     kind = said.get("kind")
     if kind == "returned" and exit_code == 0:
         return {**row, "status": "succeeded", "error": None, "result": said.get("result")}
@@ -65,6 +71,8 @@ def _asked_end(asked: str, error: object) -> str:
 def _unasked_end(kind: object, exit_code: int) -> str:
     if kind == "returned":
         return f"returned, and then ended with exit code {exit_code}: see its log"
+    if exit_code == LeaseExpiredError.exit_code:
+        return "ended itself: its driver was gone, and it did not stop in time by itself (see its log)"
     if exit_code < 0:
         return f"killed by {_signal_name(-exit_code)}, which nobody asked for here (out of memory? see its log)"
     return f"ended with exit code {exit_code} and left no word of how (os._exit? a full disk? see its log)"

@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
+import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import modal
 import modal.exception
 
-from aiodiloco.errors import ExecutorError, HandleError, UncertainSpawnError
-from aiodiloco.executors.modal.ends import Ends, Waiter
+from aiodiloco.errors import ExecutorError, UncertainSpawnError
+from aiodiloco.executors.modal.connections import Kind, connections_of
 from aiodiloco.executors.modal.errors import explain
 from aiodiloco.executors.modal.logs import read_logs
-from aiodiloco.executors.modal.outcome import Asked, is_from_replica, is_transient, row_of_exception, row_of_value
+from aiodiloco.executors.modal.outcome import Asked, is_transient
 from aiodiloco.executors.modal.pauses import Pauses
-from aiodiloco.executors.modal.slots import Slots
+from aiodiloco.executors.modal.requests import NoAnswerError, Requests
 from aiodiloco.executors.modal.target import OWN_TIMEOUT_S, Target
+from aiodiloco.executors.modal.watcher import StillRunningError, Watcher, call_of
 from aiodiloco.records import ReplicaHandle, ReplicaResult, ReplicaStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from aiodiloco.executors.port import SpawnRequest
     from aiodiloco.records import JSON
 
 __all__ = ["ModalBackend"]
 
-# A client sends everything over one HTTP/2 connection, whose server allows 100 requests at once by default. Long polls
-# must leave room for the rest, or a cancellation waits until they time out; and the polls by which cancellations are
-# confirmed must not queue behind those of all the replicas that still run. What is left is for spawns, which are short.
-_NUM_POLLS = 64
-_NUM_CONFIRMATIONS = 12
-_NUM_ORDERS = 12
-
-_LONG_POLL_S = 5.0
-_SHORT_POLL_S = 1.0  # when there are more replicas than polls, which then take turns
-_ANSWER_S = 3.0  # an answer that takes longer is lost; asking again is harmless
+_ANSWER_S = 5.0  # an answer that takes longer is lost; asking again is harmless
 _KILL_S = 12.0  # between asking Modal to kill containers and their end
 _LATEST_RETRY_S = 45.0
 _UNCERTAIN = "if the replica has started all the same, its own timeout or `modal app stop` ends it"
@@ -58,13 +50,12 @@ class ModalBackend:
         self._target = target
         self._client = client
         self._grace_s = grace_s
-        self._polls = Slots(_NUM_POLLS)
-        self._confirmations = Slots(_NUM_CONFIRMATIONS)
-        self._orders = Slots(_NUM_ORDERS)
+        self._connections = connections_of(client)
+        self._watcher = Watcher(self._connections)
+        self._requests = Requests()
         self._lock = threading.Lock()
-        self._ends = Ends()
-        self._asked: dict[str, Asked] = {}
         self._launches: dict[str, str] = {}
+        self._timeouts: weakref.WeakKeyDictionary[modal.Function[..., Any, Any], float] = weakref.WeakKeyDictionary()
 
     def check(self, request: SpawnRequest) -> None:
         """Refuse what Modal or the function cannot do."""
@@ -85,7 +76,7 @@ class ModalBackend:
         call = await _spawn(replica.function, dict(replica.kwargs))
         timeout_s = request.timeout_s
         if timeout_s == OWN_TIMEOUT_S:
-            timeout_s = await _timeout_of(replica.function)
+            timeout_s = await self._timeout_of(replica.function)
         metadata: dict[str, JSON] = {
             "call_id": call.object_id,
             "spawn_ts": time.time(),
@@ -96,27 +87,25 @@ class ModalBackend:
 
     async def wait(self, handle: ReplicaHandle) -> ReplicaResult:
         """Return how the replica ended; asks again as long as the control plane cannot be reached."""
-        with self._ends.waiting(str(handle.call_id)) as waiter:
-            row = await self._watch(handle, waiter)
-        self._ends.tell(str(handle.call_id), row)
-        return row
+        return await self._watcher.wait(handle)
 
     async def cancel(self, handle: ReplicaHandle) -> None:
         """Ask for the end of the call, and kill its container if it has not ended after the grace period."""
         await self._order(handle, Asked.to_end)
-        with anyio.move_on_after(self._grace_s):
-            await self.wait(handle)
-            return
-        await self._order(handle, Asked.to_be_killed)
+        if await self._watcher.wait_until(handle, time.monotonic() + self._grace_s) is None:
+            await self._order(handle, Asked.to_be_killed)
+            self._watcher.notify(handle)
 
     async def status(self, handle: ReplicaHandle) -> ReplicaStatus:
         """Return the status the call ended with, or `running`: Modal does not tell queued calls from running ones."""
-        call, pauses = self._call(handle), Pauses()
+        pauses = Pauses()
         while True:
             try:
-                row = await self._end(handle, call, timeout=0)
-            except _StillRunningError:
+                row = await self._watcher.look(handle, self._client)
+            except StillRunningError:
                 return ReplicaStatus.running
+            except NoAnswerError:
+                continue
             if row is not None:
                 return row.status
             await pauses.wait()
@@ -124,95 +113,49 @@ class ModalBackend:
     def logs(self, handle: ReplicaHandle, *, n_lines: int, follow: bool) -> AsyncIterator[str]:
         """Read the lines that Modal keeps of the call."""
         require_asyncio()
-        return read_logs(self._call(handle), n_lines=n_lines, follow=follow, wait=lambda: self.wait(handle))
+        call = call_of(handle, self._client)
+        return read_logs(call, n_lines=n_lines, follow=follow, wait=lambda: self.wait(handle))
+
+    async def close(self) -> None:
+        """Close what this backend alone has opened."""
+        await self._connections.leave(self._watcher)
 
     def _note_launch(self, request: SpawnRequest) -> None:
         with self._lock:
             if self._launches.setdefault(request.run_id, request.launch_id) != request.launch_id:
                 raise ExecutorError(f"run id {request.run_id!r} is already used; leave run_id out for a fresh one")
 
-    def _call(self, handle: ReplicaHandle) -> modal.FunctionCall[Any]:
-        if handle.call_id is None:
-            raise HandleError(
-                f"the handle of rank {handle.rank} of {handle.run_id} has no call_id: not one of this backend's"
-            )
-        return modal.FunctionCall.from_id(handle.call_id, client=self._client)
-
-    async def _watch(self, handle: ReplicaHandle, waiter: Waiter) -> ReplicaResult:
-        call, pauses = self._call(handle), Pauses()
-        while True:
-            polls = self._polls if self._asked_of(handle) is Asked.nothing else self._confirmations
-            with anyio.CancelScope() as waiter.scope:  # not around a request: one that has its answer would complain
-                await polls.acquire()
-            if waiter.scope.cancelled_caught and waiter.row is not None:
-                return waiter.row
-            try:
-                row = waiter.row or await self._poll(handle, call)
-            except _StillRunningError:
-                pauses = Pauses()
-                continue
-            finally:
-                polls.release()
-            if row is not None:
-                return row
-            await pauses.wait()
-
-    async def _poll(self, handle: ReplicaHandle, call: modal.FunctionCall[Any]) -> ReplicaResult | None:
-        """Do what `_end` does, but raise _StillRunningError only after some seconds."""
-        with anyio.move_on_after(_LONG_POLL_S if self._ends.num_waiters <= _NUM_POLLS else _SHORT_POLL_S):
-            return await self._end(handle, call)
-        with anyio.move_on_after(
-            _ANSWER_S
-        ):  # without a timeout, the client waits forever for a result that has expired
-            return await self._end(handle, call, timeout=0)
-        return None
-
-    async def _end(
-        self, handle: ReplicaHandle, call: modal.FunctionCall[Any], *, timeout: float | None = None
-    ) -> ReplicaResult | None:
-        """Return how the replica ended, once it has, or None if the control plane could not be asked.
-
-        The client's `timeout` is no deadline (it asks four times, with five seconds more for each), so waiting is
-        bounded from outside; 0 makes it ask once and not wait.
-
-        Raises:
-            _StillRunningError: it was asked once, and the replica has not ended.
-        """
-        try:
-            value = await call.get.aio(timeout=timeout)
-        except anyio.get_cancelled_exc_class():
-            raise
-        except BaseException as exc:  # the client re-raises whatever ended the replica, also SystemExit
-            if timeout is not None and type(exc) is TimeoutError and not is_from_replica(exc):
-                raise _StillRunningError from exc
-            return self._row_of_exception(handle, exc)
-        return row_of_value(handle, value)
-
-    def _row_of_exception(self, handle: ReplicaHandle, exc: BaseException) -> ReplicaResult | None:
-        if not isinstance(exc, (Exception, SystemExit)) and not is_from_replica(exc):
-            raise exc
-        if isinstance(exc, (modal.exception.AuthError, modal.exception.PermissionDeniedError)):
-            raise explain(exc, f"watching rank {handle.rank}") from exc
-        return row_of_exception(handle, exc, asked=self._asked_of(handle))
-
-    def _asked_of(self, handle: ReplicaHandle) -> Asked:
-        return self._asked.get(str(handle.call_id), Asked.nothing)
+    async def _timeout_of(self, function: modal.Function[..., Any, Any]) -> float:
+        if function not in self._timeouts:
+            info = await function.info.aio()
+            self._timeouts[function] = float(info.timeout) if info.timeout else OWN_TIMEOUT_S
+        return self._timeouts[function]
 
     async def _order(self, handle: ReplicaHandle, what: Asked) -> None:
         """Have Modal accept the order, however often it must be told; the asker has the deadline."""
-        call, pauses = self._call(handle), Pauses()
-        with self._lock:  # before Modal hears of it: the replica's end may be known sooner than the order's acceptance
-            self._asked[str(handle.call_id)] = max(what, self._asked_of(handle))
+        pauses, again = Pauses(), False
+        self._watcher.note(handle, what)
         while True:
-            async with self._orders.hold():
-                with anyio.move_on_after(_ANSWER_S), _transient_suppressed(f"cancelling rank {handle.rank}"):
-                    await call.cancel.aio(terminate_containers=what is Asked.to_be_killed)
-                    return
+            try:
+                await self._order_in_turn(handle, what, again=again)
+            except NoAnswerError:
+                again = True
+            except Exception as exc:
+                if not is_transient(exc):
+                    raise explain(exc, f"cancelling rank {handle.rank}") from exc
+                again = False
+            else:
+                return
             await pauses.wait()
 
-
-class _StillRunningError(Exception):
-    """The call has not ended."""
+    async def _order_in_turn(self, handle: ReplicaHandle, what: Asked, *, again: bool) -> None:
+        turn = await self._connections.turn(Kind.order, self._watcher, again=again)
+        try:
+            call = call_of(handle, turn.client)
+            order = partial(call.cancel.aio, terminate_containers=what is Asked.to_be_killed)
+            await self._requests.answer(order, _ANSWER_S)
+        finally:
+            turn.give_back()
 
 
 def require_asyncio() -> None:
@@ -238,17 +181,3 @@ async def _spawn(function: modal.Function[..., Any, Any], kwargs: dict[str, Any]
                 raise UncertainSpawnError(f"Modal's answer is lost ({exc}); {_UNCERTAIN}") from exc
             raise explain(exc, "spawning") from exc
         await pauses.wait()
-
-
-async def _timeout_of(function: modal.Function[..., Any, Any]) -> float:
-    info = await function.info.aio()
-    return float(info.timeout) if info.timeout else OWN_TIMEOUT_S
-
-
-@contextlib.contextmanager
-def _transient_suppressed(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as exc:
-        if not is_transient(exc):
-            raise explain(exc, what) from exc

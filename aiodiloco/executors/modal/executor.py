@@ -77,7 +77,8 @@ class ModalExecutor(Executor):
             client=client,
         )
         self._keep = keep
-        super().__init__(ModalBackend(self._app, client=client, grace_s=check_grace(grace)))
+        self._modal = ModalBackend(self._app, client=client, grace_s=check_grace(grace))
+        super().__init__(self._modal)
 
     @property
     def app_name(self) -> str:
@@ -97,5 +98,8 @@ class ModalExecutor(Executor):
         Raises:
             ExecutorError: Modal did not confirm that it has stopped the app; the message says how to stop it.
         """
-        if not self._keep:
-            await self._app.stop()
+        try:
+            if not self._keep:
+                await self._app.stop()
+        finally:
+            await self._modal.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import enum
 import itertools
 import json
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, cast
 import modal.exception
 from grpclib.exceptions import StreamTerminatedError
 
+from aiodiloco.errors import LeaseExpiredError
+from aiodiloco.executors.entrypoint import exit_code_of
 from aiodiloco.executors.json_values import find_non_json
 from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult, ReplicaStatus
 
@@ -80,13 +83,16 @@ def row_of_exception(handle: ReplicaHandle, exc: BaseException, *, asked: Asked)
     if _is_how_it_ends(exc, asked):
         return ReplicaResult(handle.rank, ReplicaStatus.cancelled, error="cancelled", call_id=handle.call_id)
     if is_from_replica(exc):
-        return _failed(handle, _one_line(exc), exit_code=1, text=_remote_traceback(exc))
+        code = exit_code_of(exc)
+        row = _failed(handle, _one_line(exc), exit_code=code, text=_remote_traceback(exc))
+        return dataclasses.replace(row, preempted=code == LeaseExpiredError.exit_code)
     if is_transient(exc):
         return None
     if _UNPICKLABLE in str(exc):
         said, _, text = str(exc).partition(_UNPICKLABLE)
         return _failed(handle, f"{type(exc).__qualname__}: {' '.join(said.split())}"[:1000], exit_code=1, text=text)
-    return _failed(handle, _explain(handle, exc))
+    row = _failed(handle, _explain(handle, exc))
+    return dataclasses.replace(row, preempted=isinstance(exc, modal.exception.InternalFailure))
 
 
 def _is_how_it_ends(exc: BaseException, asked: Asked) -> bool:

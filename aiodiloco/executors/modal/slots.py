@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import dataclasses
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-import anyio
+from aiodiloco.executors.modal.tickets import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 __all__ = ["Slots"]
-
-
-@dataclasses.dataclass(eq=False)
-class _Ticket:
-    loop: asyncio.AbstractEventLoop
-    granted: anyio.Event
-    is_granted: bool = False
 
 
 class Slots:
@@ -33,7 +24,7 @@ class Slots:
     def __init__(self, size: int) -> None:
         self._lock = threading.Lock()
         self._free = size
-        self._queue: deque[_Ticket] = deque()
+        self._queue: deque[Ticket] = deque()
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
@@ -49,21 +40,21 @@ class Slots:
         ticket = self._take()
         try:
             if ticket is not None:
-                await ticket.granted.wait()
+                await ticket.wait()
         except BaseException:
             self._withdraw(ticket)
             raise
 
-    def _take(self) -> _Ticket | None:
+    def _take(self) -> Ticket | None:
         with self._lock:
             if self._free:
                 self._free -= 1
                 return None
-            ticket = _Ticket(asyncio.get_running_loop(), anyio.Event())
+            ticket = Ticket()
             self._queue.append(ticket)
             return ticket
 
-    def _withdraw(self, ticket: _Ticket | None) -> None:
+    def _withdraw(self, ticket: Ticket | None) -> None:
         with self._lock:
             if ticket is not None and not ticket.is_granted:
                 self._queue.remove(ticket)
@@ -74,9 +65,6 @@ class Slots:
         """Give a slot back, to who has waited longest."""
         with self._lock:
             while self._queue:
-                ticket = self._queue.popleft()
-                with contextlib.suppress(RuntimeError):  # its event loop is closed, so nobody waits there
-                    ticket.loop.call_soon_threadsafe(ticket.granted.set)
-                    ticket.is_granted = True
+                if self._queue.popleft().grant():
                     return
             self._free += 1

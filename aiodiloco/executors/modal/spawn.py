@@ -9,7 +9,7 @@ import modal
 
 from aiodiloco.errors import EntrypointError
 from aiodiloco.executors.core import Executor
-from aiodiloco.executors.entrypoint import check_signature
+from aiodiloco.executors.entrypoint import check_signature, select_taken
 from aiodiloco.executors.modal.backend import ModalBackend
 from aiodiloco.executors.modal.functions import (
     app_to_deploy,
@@ -73,7 +73,8 @@ class ModalSpawnExecutor(Executor):
         check_function(modal_function)
         check_client(client)
         self._own = _OwnFunction(modal_function, app_to_deploy(modal_function) if deploy else None, client)
-        super().__init__(ModalBackend(self._own, client=client, grace_s=check_grace(grace)))
+        self._modal = ModalBackend(self._own, client=client, grace_s=check_grace(grace))
+        super().__init__(self._modal)
 
     async def launch_replicas(
         self,
@@ -95,12 +96,40 @@ class ModalSpawnExecutor(Executor):
             timeout: Seconds, rounded up to whole ones; at most 24 hours. None: the decorator's.
             run_id: Shared name of the group; a fresh one by default.
         """
+        return await super().launch_replicas(
+            n_replicas, entrypoint, entrypoint_args, gpu=gpu, timeout=timeout, run_id=run_id
+        )
+
+    async def plan_replicas(
+        self,
+        n_replicas: int,
+        entrypoint: Entrypoint | None = None,
+        entrypoint_args: Mapping[str, JSON] | None = None,
+        *,
+        gpu: str | None = None,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        offered: Mapping[str, JSON] | None = None,
+    ) -> list[SpawnRequest]:
+        """Return what `launch_replicas` would ask of Modal; see `Executor.plan_replicas`."""
         args = entrypoint_args
         if isinstance(args, Mapping):
             args = {name: value for name, value in args.items() if name != "rank_env"}
         if self._own.is_named(entrypoint):
             entrypoint = None
-        return await super().launch_replicas(n_replicas, entrypoint, args, gpu=gpu, timeout=timeout, run_id=run_id)
+        return await super().plan_replicas(
+            n_replicas,
+            entrypoint,
+            args,
+            gpu=gpu,
+            timeout=timeout,
+            run_id=run_id,
+            offered=self._own.select_taken(offered or {}),
+        )
+
+    async def close(self) -> None:
+        """Close the connection that ending a large group has opened. Replicas go on. Idempotent."""
+        await self._modal.close()
 
     def dashboard_url(self, handle: ReplicaHandle) -> str:
         """Return the address of the replica's call on Modal's dashboard."""
@@ -129,6 +158,11 @@ class _OwnFunction:
             return entrypoint is not None and entrypoint == name_of(self._function)
         given = f"{getattr(entrypoint, '__module__', None)}:{getattr(entrypoint, '__qualname__', None)}"
         return given == name_of(self._function)
+
+    def select_taken(self, offered: Mapping[str, JSON]) -> Mapping[str, JSON]:
+        """Return those of the `offered` arguments that the function has parameters for; all, if nobody knows."""
+        raw = raw_function(self._function)
+        return offered if raw is None else select_taken(raw, offered)
 
     def check(self, request: SpawnRequest) -> None:
         """Refuse another entrypoint, and arguments that Modal or the function does not take."""

@@ -120,7 +120,9 @@ class Connection:
     def _direct_calls(self) -> Any:  # noqa: ANN401 - the client has no type
         from aiodiloco.store.s3.http import DirectCalls
 
-        return self.client if self.location.checksums else DirectCalls(self.client)
+        # A direct call comes before the client's own attempts: where there may be one attempt only, it is the client's.
+        direct = self._max_attempts > 1 and not self.location.checksums
+        return DirectCalls(self.client) if direct else self.client
 
     def _prepare(self) -> Callable[[], AbstractAsyncContextManager[Any]]:
         return prepare_client(

@@ -40,7 +40,8 @@ class S3Store:
         checksums: Send CRC32s along and check what the server sends. Off, since TLS and the digests in chunks find
             the same damage for less; some buckets (object lock) require them, some servers choke on them.
         timeout_s: Seconds without a byte until a request is given up, to be tried again, > 0.
-        max_attempts: How often a request is sent at most, >= 1.
+        max_attempts: How often the client sends a request at most, >= 1. Above 1, puts and gets are first tried once
+            without it, for speed.
         max_put_bytes: Above this, objects are written in parts; 5 MiB to 5 GiB, what S3 takes in one request.
         http_session: The class that carries requests, as `http_session_cls` of aiobotocore's `AioConfig`; None for
             this library's, which copies no payload. `aiobotocore.httpsession.AIOHTTPSession` is aiobotocore's own.

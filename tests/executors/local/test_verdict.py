@@ -34,6 +34,7 @@ _CANCELLED = {"kind": "cancelled"}
         (None, -64, None, "failed", "killed by "),
         (None, 0, None, "failed", "ended with exit code 0 and left no word of how"),
         ({}, 3, None, "failed", "ended with exit code 3 and left no word of how"),
+        (None, 75, None, "failed", "ended itself: its driver was gone"),
     ],
 )
 def test_the_end_of_a_replica_is_judged_by_its_words_its_exit_code_and_what_was_asked(
@@ -43,6 +44,26 @@ def test_the_end_of_a_replica_is_judged_by_its_words_its_exit_code_and_what_was_
     assert (row["status"], row["exit_code"]) == (status, exit_code)
     assert row["error"] == error if error is None else row["error"].startswith(error)
     assert row["result"] == (5 if status == "succeeded" else None)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exit_code", "asked", "preempted"),
+    [
+        (None, -9, None, True),
+        (_CANCELLED, -15, None, True),
+        (None, 75, None, True),
+        (_RAISED, 75, None, True),
+        (None, -9, "cancel", False),
+        (None, -9, "timeout", False),
+        (None, -11, None, False),
+        (_RAISED, 1, None, False),
+        (_RETURNED, 0, None, False),
+    ],
+)
+def test_who_was_ended_from_outside_was_preempted(
+    outcome: dict[str, Any] | None, exit_code: int, asked: str | None, preempted: bool
+) -> None:
+    assert judge(outcome, exit_code, asked=asked, timeout_s=7)["preempted"] is preempted
 
 
 def test_a_row_that_no_file_could_hold_is_told_whole_if_it_is_small() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from aiodiloco.errors import LaunchError
 from aiodiloco.executors import launch as launch_module
-from aiodiloco.executors.modal import ModalSpawnExecutor, backend
+from aiodiloco.executors.modal import ModalSpawnExecutor, backend, watcher
 from aiodiloco.testing.cancellation import cancel_at_every_step
 
 from . import functions
@@ -114,7 +114,8 @@ def on_modal(session_client):
 def sleeper(client, monkeypatch) -> ModalSpawnExecutor:
     """An executor whose own bounds are short: what happens at their ends is part of what is cancelled."""
     monkeypatch.setattr(backend, "_ANSWER_S", 0.2)
-    monkeypatch.setattr(backend, "_LONG_POLL_S", 0.2)
+    monkeypatch.setattr(watcher, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(watcher, "_LONG_POLL_S", 0.2)
     monkeypatch.setattr(launch_module, "_UNDO_BOUND_S", 0.2)
     return ModalSpawnExecutor(functions.sleep_by_rank, client=client, grace=0.1)
 

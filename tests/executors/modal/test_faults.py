@@ -9,7 +9,7 @@ import pytest
 
 from aiodiloco.errors import LaunchError
 from aiodiloco.executors import WaitAll
-from aiodiloco.executors.modal import ModalExecutor, ModalSpawnExecutor, backend
+from aiodiloco.executors.modal import ModalExecutor, ModalSpawnExecutor, backend, watcher
 from aiodiloco.testing import entrypoints
 from aiodiloco.testing.modal import LoopbackModal
 
@@ -40,6 +40,7 @@ async def test_the_deadline_holds_whatever_the_control_plane_does_and_no_row_lie
     plane, sleeper, fault, monkeypatch
 ) -> None:
     monkeypatch.setattr(backend, "_ANSWER_S", 0.5)
+    monkeypatch.setattr(watcher, "_ANSWER_S", 0.5)
     handles = await sleeper.launch_replicas(3)
     {
         "hang": lambda: plane.faults.hang("Function*"),
@@ -141,7 +142,7 @@ async def test_a_lost_container_is_a_failure_and_not_a_cancellation(plane, clien
 
 
 async def test_an_expired_result_is_told(plane, sleeper, monkeypatch) -> None:
-    monkeypatch.setattr(backend, "_LONG_POLL_S", 0.2)
+    monkeypatch.setattr(watcher, "_LONG_POLL_S", 0.2)
     [handle] = await sleeper.launch_replicas(1, entrypoint_args={"seconds": 0})
     await sleeper.collect([handle], timeout=_BOUND_S)
     await plane.expire(handle.call_id)
@@ -199,7 +200,7 @@ async def test_a_cancellation_is_not_starved_by_the_polls_of_a_large_group() -> 
             polls = plane.faults.latency(0, "FunctionGetOutputs")
             async with anyio.create_task_group() as group:
                 group.start_soon(lambda: executor.collect(handles, policy=WaitAll()))
-                await _until(lambda: polls.struck >= backend._NUM_POLLS)
+                await _until(lambda: polls.struck >= 56)
                 start = time.monotonic()
                 await executor.cancel(handles[100])
                 assert time.monotonic() - start < 2.0

@@ -8,6 +8,7 @@ import modal.exception
 import pytest
 from grpclib.exceptions import StreamTerminatedError
 
+from aiodiloco.errors import LeaseExpiredError
 from aiodiloco.executors.modal.outcome import Asked, is_transient, row_of_exception, row_of_value
 from aiodiloco.records import ReplicaHandle
 
@@ -77,6 +78,23 @@ def test_every_outcome_becomes_a_row_with_rank_and_call_id(exc, asked, status, e
     assert (row.rank, row.call_id, row.status, row.exit_code) == (3, "fc-1", status, exit_code)
     assert (row.error is None) if says is None else (says in row.error)
     assert "\n" not in (row.error or "")
+
+
+@pytest.mark.parametrize(
+    ("exc", "exit_code", "preempted"),
+    [
+        (_LOST, None, True),
+        (_of_replica(LeaseExpiredError("its driver is gone")), 75, True),
+        (_of_replica(ExceptionGroup("", [ValueError(), LeaseExpiredError("its driver is gone")])), 75, True),
+        (_of_replica(ValueError("no")), 1, False),
+        (_SILENT, None, False),
+    ],
+    ids=repr,
+)
+def test_who_was_ended_from_outside_was_preempted(exc, exit_code, preempted) -> None:
+    row = row_of_exception(_HANDLE, exc, asked=Asked.nothing)
+    assert row is not None
+    assert (row.exit_code, row.preempted) == (exit_code, preempted)
 
 
 @pytest.mark.parametrize("asked", Asked)
