@@ -57,5 +57,5 @@ def train_with_odd_world_size(*, rank: int, world_size: int, uri: str) -> None:
 
 def train_as_rank_zero(*, rank: int, world_size: int, uri: str) -> None:
     del rank
-    with join_sync(uri, rank=0, world_size=world_size, timeout=5) as replica:
+    with join_sync(uri, rank=0, world_size=world_size, timeout=30) as replica:
         replica.all_reduce({"w": torch.ones(1)})
