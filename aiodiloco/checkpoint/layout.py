@@ -10,9 +10,9 @@ checkpoints/fixed/<digest>.safetensors             what is not averaged, by its 
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from aiodiloco.collective.documents import parse_document, seal_document
 from aiodiloco.errors import ChunkError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Part:
 
     def to_json(self) -> bytes:
         """Return the document."""
-        return json.dumps(dataclasses.asdict(self)).encode()
+        return seal_document(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, data: Buffer, what: str) -> Self:
@@ -143,7 +143,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the document; the same bytes whoever writes it."""
-        return json.dumps({"version": 1, **dataclasses.asdict(self)}).encode()
+        return seal_document({"version": 1, **dataclasses.asdict(self)})
 
     @classmethod
     def from_json(cls, data: Buffer, what: str) -> Self:
@@ -195,7 +195,9 @@ def files_of(names: Sequence[str], sizes: Mapping[str, int], most_bytes: int) ->
 
 def _read(data: Buffer, what: str, make: Callable[[dict[str, Any]], T]) -> T:
     try:
-        return make(json.loads(bytes(data)))
+        return make(parse_document(data, what))
+    except ChunkError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ChunkError(f"{what} is not a document of a checkpoint: {exc!r}") from exc
 

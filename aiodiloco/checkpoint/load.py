@@ -12,6 +12,7 @@ from aiodiloco.checkpoint.file import read_file
 from aiodiloco.checkpoint.layout import CHECKPOINTS, CheckpointKeys, FileEntry, Manifest, checkpoints_of
 from aiodiloco.checkpoint.tree import unpack_tree
 from aiodiloco.codec import digest
+from aiodiloco.collective.waiting import read_intact
 from aiodiloco.errors import CheckpointError, ChunkError, KeyNotFoundError
 from aiodiloco.store import Store, open_store
 from aiodiloco.store.fan_out import map_concurrently
@@ -91,7 +92,14 @@ async def find_manifest(store: Store, number: int | None = None, model_number: i
         have = f"there are {rounds}" if rounds else "was the run started with checkpoints, and is this its own prefix?"
         raise CheckpointError(f"no {which} under {store.uri}: {have}")
     key = CheckpointKeys(model_number, wanted).manifest
-    return Manifest.from_json(await store.get(key), f"{store.uri}/{key}")
+
+    async def read() -> Manifest:
+        return Manifest.from_json(await store.get(key), f"{store.uri}/{key}")
+
+    try:
+        return await read_intact(key, read)
+    except ChunkError as exc:
+        raise CheckpointError(str(exc)) from exc
 
 
 async def load(store: Store, manifest: Manifest, *, rank: int | None) -> Loaded:
@@ -121,18 +129,22 @@ async def load(store: Store, manifest: Manifest, *, rank: int | None) -> Loaded:
 async def _read(store: Store, entry: FileEntry, workers: anyio.CapacityLimiter) -> tuple[dict[str, Tensor], Any]:
     what = f"{store.uri}/{entry.key}"
 
-    def parse() -> tuple[dict[str, Tensor], Any]:
-        if (len(data), digest(data).hex()) != (entry.nbytes, entry.digest):
-            raise CheckpointError(f"{what} is damaged: {len(data)} bytes, and not those its manifest names")
-        return read_file(data, what)
+    async def read() -> tuple[dict[str, Tensor], Any]:
+        data = await store.get(entry.key, length=entry.nbytes + 1)
+
+        def parse() -> tuple[dict[str, Tensor], Any]:
+            if (len(data), digest(data).hex()) != (entry.nbytes, entry.digest):
+                raise ChunkError(f"{len(data)} bytes, and not those its manifest names")
+            return read_file(data, what)
+
+        return await run_in_worker(lambda _: parse(), workers)
 
     try:
-        data = await store.get(entry.key, length=entry.nbytes + 1)
-        return await run_in_worker(lambda _: parse(), workers)
+        return await read_intact(entry.key, read)
     except KeyNotFoundError as exc:
         raise CheckpointError(f"{what} is missing, though the checkpoint's manifest names it") from exc
     except ChunkError as exc:
-        raise CheckpointError(str(exc)) from exc
+        raise CheckpointError(f"{what} is damaged: {exc}") from exc
 
 
 def _state_dict(loaded: Loaded) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from aiodiloco.checkpoint.file import write_file
 from aiodiloco.checkpoint.layout import CheckpointKeys, FileEntry, Manifest, Part, files_of, frozen_key, share_out
 from aiodiloco.checkpoint.tree import pack_tree
 from aiodiloco.codec import digest
+from aiodiloco.collective.waiting import read_intact
 from aiodiloco.errors import KeyNotFoundError
 from aiodiloco.store.fan_out import map_concurrently
 from aiodiloco.store.worker import run_in_worker
@@ -180,7 +181,12 @@ class _Saving:
         """Return what all writers wrote, or None while one is missing."""
 
         async def read(part: int) -> Part:
-            return Part.from_json(await self.store.get(keys.part(part)), f"{self.store.uri}/{keys.part(part)}")
+            key = keys.part(part)
+
+            async def once() -> Part:
+                return Part.from_json(await self.store.get(key), f"{self.store.uri}/{key}")
+
+            return await read_intact(key, once)
 
         try:
             return await map_concurrently(read, range(num_parts))

@@ -83,7 +83,7 @@ async def joined(rendezvous: Store | str | os.PathLike[str], joining: Joining) -
         transport = await stack.enter_async_context(_transport(store, joining, takes_over=can_come_back))
         member = transport.member
         await stack.enter_async_context(Heartbeat(store, member))
-        events = await stack.enter_async_context(EventWriter(store, str(member)))
+        events = await stack.enter_async_context(EventWriter(patient, str(member)))
         stack.enter_context(capture_logs(events) if joining.log_capture else contextlib.nullcontext())
         events.emit(
             "joined",

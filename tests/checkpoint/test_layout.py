@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiodiloco.checkpoint.layout import CheckpointKeys, Manifest, Part, files_of, share_out
+from aiodiloco.collective.documents import seal_document
 from aiodiloco.errors import ChunkError
 
 SIZES = st.lists(st.integers(0, 1000), max_size=40).map(lambda sizes: {f"t{i:03}": n for i, n in enumerate(sizes)})
@@ -51,5 +54,9 @@ def test_manifest_keys_are_told_from_others() -> None:
 )
 @pytest.mark.parametrize("document", [Manifest, Part])
 def test_broken_documents_are_named(document: type[Manifest | Part], data: bytes) -> None:
-    with pytest.raises(ChunkError, match="the document is not a document of a checkpoint"):
-        document.from_json(data, "the document")
+    sealed = [data]
+    with contextlib.suppress(ValueError, AssertionError, TypeError, AttributeError):
+        sealed.append(seal_document(json.loads(data)))
+    for content in sealed:
+        with pytest.raises(ChunkError, match=r"the document (is not a document of a checkpoint|holds)"):
+            document.from_json(content, "the document")

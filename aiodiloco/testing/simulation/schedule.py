@@ -93,7 +93,7 @@ def make_schedule(seed: int, *, faults: Faults | None = None) -> Schedule:
         lost_reply=rate * chance.random(),
         truncated=rate * chance.random() / 3,
         flipped=rate * chance.random() / 3,
-        stale_list=rate * chance.random(),
+        stale_list=rate * chance.random() / 20,  # the probe takes more for what it is
         latency_s=chance.choice([0.0, 0.005, 0.1]),
     )
     return Schedule(
