@@ -362,12 +362,13 @@ class ObjectStoreAllReduce:
         key = keys.payload(min(decision.members))
         agreement = await read_when_there(self.store, key, Agreement.from_json, meter)
 
-        def plan() -> Exchange:
+        def plan() -> tuple[Round, Payload]:
             payload = Payload(tensors, agreement.wire)
             round_ = self._round(keys, agreement, payload, decision.members, 1.0)
-            return Exchange(dataclasses.replace(round_, meter=meter), payload, None)
+            return dataclasses.replace(round_, meter=meter), payload
 
-        return await finish(await self._in_worker(plan))
+        round_, payload = await self._in_worker(plan)
+        return await finish(Exchange(round_, payload, None))
 
     async def _apply(self, exchange: Exchange, decision: Decision, began: float) -> AllReduceReport:
         """Decode the mean into the tensors, and remember what the next round is planned by."""

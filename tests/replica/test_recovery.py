@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 import torch
 
 from aiodiloco import read_events
-from aiodiloco.replica import join
+from aiodiloco.replica import join, join_sync
 from aiodiloco.store import MemoryStore, open_store
 from aiodiloco.testing.simulation import run_in_virtual_time
 from tests.diloco.models import make_model, train_step
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WORLD, TOTAL, SYNC_EVERY, STEP_S = 3, 60, 5, 1.0
 
@@ -137,6 +140,25 @@ def test_a_run_that_stopped_goes_on_to_the_bit(stopped_at: float) -> None:
         assert run.finals == dict.fromkeys(range(WORLD), expected)
 
     simulate(main)
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint_every": 1}], ids=["replayed", "checkpointed"])
+def test_sync_replicas_come_back_in_real_time_too(tmp_path: Path, options: dict[str, Any]) -> None:
+    """With real threads. Without checkpoints from the first round on, as long as all rounds are there."""
+
+    def train(uri: Path, total: int) -> bytes:
+        with join_sync(uri, rank=0, world_size=1) as replica:
+            model = make_model()
+            inner = torch.optim.SGD(model.parameters(), lr=0.01)
+            diloco = replica.diloco(model, inner, sync_every=5, **options)
+            for step in diloco.steps(total):
+                diloco.step(loss=train_step(model, inner, 0, step))
+            assert (diloco.inner_step, diloco.round) == (total, total // 5)
+        return bytes(torch.cat([p.detach().flatten() for p in model.parameters()]).view(torch.uint8).tolist())
+
+    expected = train(tmp_path / "whole", 10)
+    train(tmp_path / "twice", 5)
+    assert train(tmp_path / "twice", 10) == expected
 
 
 def test_old_rounds_and_checkpoints_go_when_later_checkpoints_are_whole() -> None:

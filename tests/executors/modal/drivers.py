@@ -43,5 +43,22 @@ async def launch_and_wait(directory: str) -> None:
     await executor.collect(handles)
 
 
+async def train_with_checkpoints(*, rank: int, uri: str, rounds: int) -> dict[str, int]:
+    """Train something small, slowly enough to be interrupted, and say as which process it ended."""
+    import anyio
+    import torch
+
+    from aiodiloco import join
+
+    async with join(uri, rank=rank, world_size=1) as replica:
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        diloco = replica.diloco(model, optimizer, sync_every=2, checkpoint_every=1)
+        for _ in diloco.steps(2 * rounds):
+            await anyio.sleep(0.1)
+            await diloco.step()
+        return {"incarnation": replica.transport.member.incarnation, "rounds": diloco.round}
+
+
 if __name__ == "__main__":
     asyncio.run(globals()[sys.argv[1]](*sys.argv[2:]))

@@ -82,15 +82,16 @@ def test_the_example_trains(plane, how, store) -> None:
     assert not any(call.is_alive for call in plane.calls())
 
 
-async def test_a_replica_preempted_after_a_round_is_refused_and_never_trains_beside_itself(plane, tmp_path) -> None:
+async def test_a_replica_preempted_without_checkpoints_is_refused_and_never_trains_beside_itself(
+    plane, tmp_path
+) -> None:
+    """Once rounds were deleted, nobody can know what was averaged before."""
     args = {"world_size": 1, "steps": 100_000, "sync_every": 10, "wire": "bf16", "seed": 0, "evaluate_at": []}
     async with ModalExecutor(client=await plane.client()) as executor:
         [handle] = await executor.launch_replicas(
             1, "aiodiloco.demo.train:train_with_diloco", {**args, "rendezvous_uri": str(tmp_path / "store")}
         )
-        with anyio.fail_after(_BOUND_S):
-            while not list(tmp_path.glob("store/rounds/*/decision.json")):  # noqa: ASYNC110 - it rings no bell here
-                await anyio.sleep(0.05)
+        await _wait_for_rounds(tmp_path, 5)
         await plane.preempt(handle.call_id)
         [row] = await executor.collect([handle], timeout=_BOUND_S)
     assert row.status == "failed"
@@ -98,14 +99,32 @@ async def test_a_replica_preempted_after_a_round_is_refused_and_never_trains_bes
     assert plane.call(handle.call_id).num_attempts == 2
 
 
+async def test_a_replica_preempted_in_a_run_with_checkpoints_goes_on(plane, tmp_path) -> None:
+    """Modal calls it again, and it takes its own place: no round is lost, none is made twice."""
+    args = {"uri": str(tmp_path / "store"), "rounds": 12}
+    async with ModalExecutor(client=await plane.client()) as executor:
+        [handle] = await executor.launch_replicas(1, "tests.executors.modal.drivers:train_with_checkpoints", args)
+        await _wait_for_rounds(tmp_path, 4)
+        await plane.preempt(handle.call_id)
+        [row] = await executor.collect([handle], timeout=_BOUND_S)
+    assert row.error is None
+    assert plane.call(handle.call_id).num_attempts == 2
+    assert row.result == {"incarnation": 1, "rounds": 12}
+    assert len(list(tmp_path.glob("store/rounds/*-0001/decision.json"))) == 12
+
+
+async def _wait_for_rounds(tmp_path, count: int) -> None:
+    with anyio.fail_after(_BOUND_S):
+        while len(list(tmp_path.glob("store/rounds/*/decision.json"))) < count:  # noqa: ASYNC110 - it rings no bell here
+            await anyio.sleep(0.05)
+
+
 async def test_of_two_incarnations_alive_at_once_only_the_first_contributes(plane, tmp_path) -> None:
     """Modal takes a container for lost and runs its input again, while it goes on."""
     args = {"world_size": 2, "uri": str(tmp_path / "store"), "stop": str(tmp_path / "stop")}
     async with ModalExecutor(client=await plane.client()) as executor:
         handles = await executor.launch_replicas(2, "tests.executors.modal.drivers:reduce_until", args)
-        with anyio.fail_after(_BOUND_S):
-            while not list(tmp_path.glob("store/rounds/*/decision.json")):  # noqa: ASYNC110 - it rings no bell here
-                await anyio.sleep(0.05)
+        await _wait_for_rounds(tmp_path, 1)
         [first] = plane.call(handles[1].call_id).containers
         await plane.run_again(handles[1].call_id)
         [second] = await executor.collect(handles[1:], timeout=_BOUND_S)
