@@ -13,9 +13,10 @@ import modal
 import modal.exception
 
 from aiodiloco.errors import ExecutorError, UncertainSpawnError
+from aiodiloco.executors.calls import Calls
 from aiodiloco.executors.modal.connections import Kind, connections_of
 from aiodiloco.executors.modal.errors import explain
-from aiodiloco.executors.modal.logs import read_logs
+from aiodiloco.executors.modal.logs import Logs
 from aiodiloco.executors.modal.outcome import Asked, is_transient
 from aiodiloco.executors.modal.pauses import Pauses
 from aiodiloco.executors.modal.requests import NoAnswerError, Requests
@@ -53,6 +54,7 @@ class ModalBackend:
         self._connections = connections_of(client)
         self._watcher = Watcher(self._connections)
         self._requests = Requests()
+        self._logs = Logs(Calls(self), client)
         self._lock = threading.Lock()
         self._launches: dict[str, str] = {}
         self._timeouts: weakref.WeakKeyDictionary[modal.Function[..., Any, Any], float] = weakref.WeakKeyDictionary()
@@ -82,6 +84,7 @@ class ModalBackend:
             "spawn_ts": time.time(),
             "incarnation": request.incarnation,
             "timeout_s": timeout_s,
+            "function_id": replica.function.object_id,
         }
         return ReplicaHandle(request.rank, self.name, request.run_id, metadata)
 
@@ -114,7 +117,16 @@ class ModalBackend:
         """Read the lines that Modal keeps of the call."""
         require_asyncio()
         call = call_of(handle, self._client)
-        return read_logs(call, n_lines=n_lines, follow=follow, wait=lambda: self.wait(handle))
+        if not follow:
+            return self._logs.lines(call, n_lines)
+        function_id = handle.metadata.get("function_id")
+        return self._logs.follow(
+            call,
+            n_lines,
+            call_id=str(handle.call_id),
+            function_id=function_id if isinstance(function_id, str) else None,
+            wait=partial(self.wait, handle),
+        )
 
     async def close(self) -> None:
         """Close what this backend alone has opened."""

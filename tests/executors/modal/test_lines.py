@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from modal.types import LogEntry
 
 from aiodiloco.executors.modal.lines import Lines
-from aiodiloco.executors.modal.logs import Seen
+from aiodiloco.executors.modal.seen import Seen
 
 _NOW = datetime.datetime.now(datetime.UTC)
 
@@ -49,3 +49,14 @@ def test_before_the_first_entry_everything_of_the_last_days_is_asked_for() -> No
     seen = Seen([])
     assert _NOW - seen.since > datetime.timedelta(days=1)
     assert seen.new([_entry(-3600, "a")]) == [_entry(-3600, "a")]
+
+
+def test_what_was_left_out_of_the_history_is_not_new() -> None:
+    seen = Seen([_entry(3, "c"), _entry(4, "d")], is_whole=False)
+    assert seen.new([_entry(2, "b"), _entry(3, "c"), _entry(4, "d"), _entry(5, "e")]) == [_entry(5, "e")]
+
+
+def test_entries_from_before_what_is_asked_for_are_not_new() -> None:
+    """Whoever reads for others asks for what the slowest of them needs."""
+    seen = Seen([_entry(0, "a"), _entry(10, "b")])
+    assert seen.new([_entry(0, "a"), _entry(10, "b"), _entry(11, "c")]) == [_entry(11, "c")]

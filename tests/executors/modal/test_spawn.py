@@ -143,7 +143,7 @@ async def test_a_handle_without_a_call_id_is_refused(client) -> None:
 async def test_handles_say_what_other_processes_need(client, plane) -> None:
     executor = ModalSpawnExecutor(functions.rank_and, client=client)
     [handle] = await executor.launch_replicas(1)
-    assert {"call_id", "spawn_ts", "incarnation", "timeout_s"} == set(handle.metadata)
+    assert {"call_id", "spawn_ts", "incarnation", "timeout_s", "function_id"} == set(handle.metadata)
     assert executor.dashboard_url(handle) == f"https://modal.com/id/{handle.call_id}"
     await executor.collect([handle], timeout=_BOUND_S)
 
