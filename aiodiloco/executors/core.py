@@ -64,7 +64,13 @@ class Executor:
         await self.close()
 
     async def close(self) -> None:
-        """Release what the backend holds in this process. Idempotent."""
+        """Wait for the cancellations under way, and release what the backend holds in this process. Idempotent.
+
+        What was asked for in this event loop (by `cancel`, or by a `collect` whose timeout passed) is waited for until
+        the backend has accepted it and, where that is this process's part, has gone on to force. Takes at most the
+        backend's `cancel_bound_s` and a second; anyio scopes do not interrupt it.
+        """
+        await self._calls.wait_for_cancels()
 
     async def launch_replicas(
         self,

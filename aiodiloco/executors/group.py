@@ -136,12 +136,7 @@ class Group:
 
     def _ask(self, index: int) -> None:
         self._last_ask = time.monotonic()
-        self._cancels[index] = self._calls.start(_ask_bounded(self._calls, self.handles[index]))
-
-
-async def _ask_bounded(calls: Calls, handle: ReplicaHandle) -> None:
-    with anyio.fail_after(calls.backend.cancel_bound_s):
-        await calls.backend.cancel(handle)
+        self._cancels[index] = self._calls.cancel(self.handles[index])
 
 
 async def end_replicas(

@@ -62,7 +62,9 @@ class LocalProcessExecutor(Executor):
     async def close(self) -> None:
         """End this executor's replicas, unless detached, and its supervisor process.
 
-        Idempotent; takes at most 10 s and is not interrupted by anyio scopes. A later launch starts a new supervisor.
+        Idempotent; takes at most 10 s, and before that as long as `cancel` while cancellations are under way; not
+        interrupted by anyio scopes. A later launch starts a new supervisor.
         """
+        await super().close()
         with anyio.move_on_after(10, shield=True):
             await anyio.to_thread.run_sync(lambda: self._local.supervisor.close(within_s=8.0), abandon_on_cancel=True)

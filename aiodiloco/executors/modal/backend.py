@@ -57,6 +57,7 @@ class ModalBackend:
         self._logs = Logs(Calls(self), client)
         self._lock = threading.Lock()
         self._launches: dict[str, str] = {}
+        self._told: set[str | None] = set()
         self._timeouts: weakref.WeakKeyDictionary[modal.Function[..., Any, Any], float] = weakref.WeakKeyDictionary()
 
     def check(self, request: SpawnRequest) -> None:
@@ -94,7 +95,9 @@ class ModalBackend:
 
     async def cancel(self, handle: ReplicaHandle) -> None:
         """Ask for the end of the call, and kill its container if it has not ended after the grace period."""
-        await self._order(handle, Asked.to_end)
+        if handle.call_id not in self._told:  # telling it again could interrupt its own cleanup
+            await self._order(handle, Asked.to_end)
+            self._told.add(handle.call_id)
         if await self._watcher.wait_until(handle, time.monotonic() + self._grace_s) is None:
             await self._order(handle, Asked.to_be_killed)
             self._watcher.notify(handle)

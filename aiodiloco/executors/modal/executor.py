@@ -91,9 +91,11 @@ class ModalExecutor(Executor):
         return dashboard_url(handle)
 
     async def close(self) -> None:
-        """Stop the app and every replica in it, unless `keep`.
+        """Stop the app and every replica in it, unless `keep`; wait for the cancellations under way.
 
-        Idempotent; takes at most 10 s and is not interrupted by anyio scopes. A later launch deploys the app again.
+        Every replica whose cancellation was asked for in this event loop has been told to end, and if it did not
+        within `grace`, Modal has been told to kill its container. Idempotent; takes at most 10 s, and `grace` + 13 s
+        while cancellations are under way; not interrupted by anyio scopes. A later launch deploys the app again.
 
         Raises:
             ExecutorError: Modal did not confirm that it has stopped the app; the message says how to stop it.
@@ -102,4 +104,7 @@ class ModalExecutor(Executor):
             if not self._keep:
                 await self._app.stop()
         finally:
-            await self._modal.close()
+            try:
+                await super().close()
+            finally:
+                await self._modal.close()

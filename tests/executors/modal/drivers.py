@@ -60,5 +60,25 @@ async def train_with_checkpoints(*, rank: int, uri: str, rounds: int) -> dict[st
         return {"incarnation": replica.transport.member.incarnation, "rounds": diloco.round}
 
 
+def never_end(*, rank: int) -> None:
+    """Swallow every polite request."""
+    print(f"rank {rank} works", flush=True)  # noqa: T201 - what the driver waits for
+    while True:
+        try:
+            time.sleep(600)
+        except BaseException:
+            continue
+
+
+async def collect_and_leave() -> None:
+    """End the program as soon as `collect` has returned."""
+    executor = ModalExecutor(app_name="left-at-once", grace=1.0)
+    handles = await executor.launch_replicas(3, never_end)
+    for handle in handles:
+        assert await anext(executor.stream_logs(handle, follow=True)) == f"rank {handle.rank} works"
+    rows = await executor.collect(handles, timeout=0.01)
+    sys.stdout.write(" ".join(row.status for row in rows))
+
+
 if __name__ == "__main__":
     asyncio.run(globals()[sys.argv[1]](*sys.argv[2:]))

@@ -9,16 +9,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
 from aiodiloco.errors import EntrypointError, ExecutorError
-from aiodiloco.executors.modal import ModalExecutor, sources
+from aiodiloco.executors.modal import ModalExecutor, ModalSpawnExecutor, sources
 from aiodiloco.executors.modal import app as app_module
 from aiodiloco.records import ReplicaHandle
 from aiodiloco.testing import entrypoints
 
+from . import functions
+
 _DRIVERS = Path(__file__).with_name("drivers.py")
 _BOUND_S = 30.0
+
+
+async def _until(holds) -> None:
+    with anyio.fail_after(_BOUND_S):
+        while not holds():  # noqa: ASYNC110 - what happens on the control plane rings no bell here
+            await anyio.sleep(0.01)
 
 
 async def test_another_process_polls_streams_and_collects_after_the_driver_was_killed(plane, client, tmp_path) -> None:
@@ -40,6 +49,36 @@ async def test_another_process_polls_streams_and_collects_after_the_driver_was_k
     await executor.cancel(handles[2])  # has ended meanwhile, as the others: nothing changes
     rows = await executor.collect(handles, timeout=_BOUND_S)
     assert [row.result for row in rows] == [f"drivers {rank} 1" for rank in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["own function", "any function"])
+async def test_closing_waits_until_replicas_that_do_not_heed_are_told_to_be_killed(
+    plane, client, leftovers, kind
+) -> None:
+    """At once after a `collect` whose timeout has passed."""
+    if kind == "any function":
+        executor = ModalExecutor(client=client, keep=True, grace=1.0)
+        entrypoint = "tests.executors.modal.drivers:never_end"
+    else:
+        executor, entrypoint = ModalSpawnExecutor(functions.never_end, client=client, grace=1.0), None
+    async with functions.app.run(client=client):
+        async with executor:
+            handles = await executor.launch_replicas(3, entrypoint)
+            await _until(lambda: all(plane.call(str(handle.call_id)).state == "running" for handle in handles))
+            rows = await executor.collect(handles, timeout=1.0)
+        assert [row.status for row in rows] == ["running"] * 3
+        assert leftovers() == []
+
+
+def test_the_end_of_a_program_takes_the_replicas_along_that_are_being_cancelled(plane, leftovers) -> None:
+    """`asyncio.run` of a `collect` whose timeout passes, and nothing after it; each is told once, and then killed."""
+    orders = plane.faults.latency(0, "FunctionCallCancel")
+    command = [sys.executable, str(_DRIVERS), "collect_and_leave"]
+    env = {**os.environ, **plane.env}
+    driver = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (driver.stdout, driver.returncode) == ("running running running", 0), driver.stderr
+    assert leftovers() == []
+    assert orders.struck == 3 + 3
 
 
 async def test_closing_stops_the_app_and_its_replicas_and_can_be_repeated(plane, client) -> None:
