@@ -70,6 +70,7 @@ async def watch_lease(
     terms: LeaseTerms,
     *,
     until: Callable[[LeaseDocument], bool],
+    must_see: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Vacancy:
     """Return once the lease is stale, or a beat is what the caller waits for.
@@ -81,19 +82,28 @@ async def watch_lease(
         store: An open store, rooted at the run.
         terms: The run's.
         until: Whether a beat ends the watch.
+        must_see: The lease is stale only if the last look succeeded, as it must be before one takes the driver's
+            place: while one's own way to the store is broken, the driver may beat.
         clock: Monotonic seconds.
+
+    Raises:
+        StoreError: `must_see`, and no look succeeded for the time to live.
     """
-    silence, watcher = Silence(terms, clock()), _Watcher(store)
+    silence, blindness, watcher = Silence(terms, clock()), Silence(terms, clock()), _Watcher(store)
     while True:
-        with anyio.move_on_after(min(terms.beat_s, silence.left_s)):
+        left_s = silence.left_s or terms.beat_s  # 0 only for who must see, and did not
+        with anyio.move_on_after(min(terms.beat_s, left_s)):
             await watcher.look()
         document = watcher.latest
         silence.looked(clock(), watcher.seen)
+        blindness.looked(clock(), watcher.answered)
         if document is not None and watcher.seen is not None and until(document):
             return Vacancy(document, is_stale=False, silent_s=silence.silent_s)
-        if not silence.left_s:
+        if not silence.left_s and not (must_see and watcher.answered is None):
             return Vacancy(document, is_stale=True, silent_s=silence.silent_s)
-        await anyio.sleep(min(terms.beat_s / 2, silence.left_s))
+        if must_see and not blindness.left_s:
+            raise StoreError(f"the lease of {store.uri} could not be read for {terms.ttl_s:g} s: is the network down?")
+        await anyio.sleep(min(terms.beat_s / 2, silence.left_s or terms.beat_s))
 
 
 class _Watcher:
@@ -102,21 +112,26 @@ class _Watcher:
     Attributes:
         latest: The last beat that was seen, if any.
         seen: Its mark if the last look showed it, else None.
+        answered: Counts the looks that succeeded, also those that found nothing; None if the last one did not.
     """
 
     def __init__(self, store: Store) -> None:
         self.latest: LeaseDocument | None = None
         self.seen: tuple[int, int] | None = None
+        self.answered: tuple[int, int] | None = None
+        self._num_looks = 0
         self._store = store
 
     async def look(self) -> None:
         """Look once. A store that fails shows nothing."""
-        self.seen = None
+        self.seen = self.answered = None
+        self._num_looks += 1
         try:
             found = await self._find(self.latest)
         except StoreError as exc:
             _log.warning("cannot read the lease of %s: %s", self._store.uri, exc)
             return
+        self.answered = (0, self._num_looks)
         if found is not None:
             self.latest, self.seen = found, found.mark
 

@@ -22,11 +22,21 @@ _LONGEST_POLL_S = 1.0
 
 
 async def observe(store: Store, terms: LeaseTerms) -> RunResult | Vacancy:
-    """Return the result once there is one, or the vacancy once the driver has let go or fallen silent."""
-    found: list[RunResult | Vacancy] = []
+    """Return the result once there is one, or the vacancy once the driver has let go or fallen silent.
+
+    Raises:
+        StoreError: the lease could not be read for as long as it lasts.
+    """
+    found: list[RunResult | Vacancy | StoreError] = []
+
+    def has_let_go(document: LeaseDocument) -> bool:
+        return document.state is not LeaseState.held
 
     async def watch() -> None:
-        found.append(await watch_lease(store, terms, until=lambda document: document.state is not LeaseState.held))
+        try:
+            found.append(await watch_lease(store, terms, until=has_let_go, must_see=True))
+        except StoreError as exc:  # raised below, and not in a group
+            found.append(exc)
         tasks.cancel_scope.cancel()
 
     async def poll() -> None:
@@ -38,18 +48,25 @@ async def observe(store: Store, terms: LeaseTerms) -> RunResult | Vacancy:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         tasks.start_soon(poll)
-    return await _look_for_result(store) or found[0]
+    end = await _look_for_result(store) or found[0]
+    if isinstance(end, StoreError):
+        raise end
+    return end
 
 
 async def find_vacancy(store: Store, terms: LeaseTerms) -> Vacancy | None:
-    """Return the vacancy of a run without a driver, or None as soon as its driver shows a sign of life, or it ended."""
+    """Return the vacancy of a run without a driver, or None as soon as its driver shows a sign of life, or it ended.
+
+    Raises:
+        StoreError: the lease could not be read for as long as it lasts.
+    """
     seen: list[LeaseDocument] = []
 
     def shows_life(document: LeaseDocument) -> bool:
         seen.append(document)
         return document.state is not LeaseState.held or document.mark != seen[0].mark
 
-    vacancy = await watch_lease(store, terms, until=shows_life)
+    vacancy = await watch_lease(store, terms, until=shows_life, must_see=True)
     document = vacancy.document
     is_vacant = vacancy.is_stale or (document is not None and document.state is LeaseState.released)
     return vacancy if is_vacant and await read_result(store) is None else None

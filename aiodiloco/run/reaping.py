@@ -100,7 +100,13 @@ async def _reap_one(
             return None
         if await read_result(run_store) is not None:
             return None
-        vacancy = await find_vacancy(run_store, record.terms)
+        try:
+            vacancy = await find_vacancy(run_store, record.terms)
+        except StoreError as exc:  # whether its driver lives is not known: leave it alone
+            if is_named:
+                raise
+            _log.warning("passed over %s: %s", uri, exc)
+            return None
         if vacancy is None:
             return None
         return await Session(executor, uri, record, run_store).end_vacant(vacancy, _REASON)

@@ -249,6 +249,35 @@ async def test_a_lease_without_beats_is_stale_after_its_time_to_live(kind) -> No
     assert 0.55 <= took_s < 10 * _QUICK.ttl_s
 
 
+@pytest.mark.parametrize("kind", ["nothing there", "silent"])
+async def test_who_must_see_finds_the_same_staleness(kind) -> None:
+    store = MemoryStore()
+    if kind == "silent":
+        await acquired(store)
+    seen = await watch_lease(store, _QUICK, until=lambda _: False, must_see=True)
+    assert seen.is_stale
+    assert (seen.document is not None) == (kind == "silent")
+
+
+@pytest.mark.parametrize("kind", ["fail", "hang"])
+async def test_who_must_see_takes_its_own_blindness_for_no_silence(kind) -> None:
+    store = FaultyStore(MemoryStore())
+    holder = await acquired(store.inner, terms=_QUICK)
+    looks = 0
+
+    def blind_after_the_first_look(_operation, _key) -> str | None:
+        nonlocal looks
+        looks += 1
+        return kind if looks > 3 else None
+
+    store.fault = blind_after_the_first_look
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(holder.keep_beating, lambda: None)
+        with pytest.raises(StoreError, match=r"could not be read for 0\.6 s"):
+            await watch_lease(store, _QUICK, until=lambda _: False, must_see=True)
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_lease_that_beats_is_not_stale_also_across_generations_and_faults() -> None:
     store = FaultyStore(MemoryStore())
     numbers = iter(range(10_000))
