@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio.from_thread import start_blocking_portal
 
-from aiodiloco.errors import LeaseExpiredError
+from aiodiloco.errors import LeaseExpiredError, StoreError
 from aiodiloco.lease import LeaseDocument, LeaseState, LeaseTerms, watch_lease
 from aiodiloco.store import open_store
 
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
 
     from anyio.from_thread import BlockingPortal
 
+    from aiodiloco.store import Store
+
 __all__ = ["LeaseGuard"]
 
 _log = logging.getLogger(__name__)
+
+_OPEN_AGAIN_S = 1.0
 
 
 class LeaseGuard:
@@ -80,9 +85,10 @@ class LeaseGuard:
         os._exit(LeaseExpiredError.exit_code)
 
     async def _wait_for_end(self) -> str:
-        async with open_store(self._uri) as store:
-            seen = await watch_lease(store, self._terms, until=self._is_unwanted)
-        if seen.is_stale:
+        async with AsyncExitStack() as stack:
+            store = await self._open(stack)
+            seen = None if store is None else await watch_lease(store, self._terms, until=self._is_unwanted)
+        if seen is None or seen.is_stale:
             return (
                 f"nothing was heard of the driver for {self._terms.ttl_s:g} s (it is gone, or the store cannot be "
                 "reached); launch with lease=None for replicas that go on without one"
@@ -91,6 +97,17 @@ class LeaseGuard:
         if seen.document.state is LeaseState.ended:
             return "the run is over"
         return f"the rank was started again, as incarnation {seen.document.incarnations[self._rank]}"
+
+    async def _open(self, stack: AsyncExitStack) -> Store | None:
+        """Return the open store, or None if it could not be opened for as long as a driver may be silent."""
+        with anyio.move_on_after(self._terms.ttl_s):
+            while True:
+                try:
+                    return await stack.enter_async_context(open_store(self._uri))
+                except StoreError as exc:
+                    _log.warning("rank %d cannot open the store to watch its driver's lease: %s", self._rank, exc)
+                await anyio.sleep(min(self._terms.beat_s / 2, _OPEN_AGAIN_S))
+        return None
 
     def _is_unwanted(self, document: LeaseDocument) -> bool:
         """Whether the driver says that this process should not be running."""
