@@ -5,22 +5,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import logging
 import threading
+import time
 import weakref
 from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING
 
+import modal.exception
+
 from aiodiloco.executors.modal.copies import open_copy
+from aiodiloco.executors.modal.requests import NoAnswerError, Requests
 from aiodiloco.executors.modal.slots import Slots
 from aiodiloco.executors.modal.tickets import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import modal
-
 __all__ = ["Connections", "Kind", "Turn", "connections_of"]
+
+_log = logging.getLogger(__name__)
+
+_OPEN_S = 5.0  # a connection that takes longer is given up
+_OPEN_AGAIN_S = 5.0  # after that, or a failure; meanwhile the client's own connection carries everything
 
 
 class Kind(enum.IntEnum):
@@ -83,7 +91,9 @@ class Connections:
         self._waiting: dict[Kind, deque[_Request]] = {kind: deque() for kind in Kind}
         self._under_way: Counter[_Line | tuple[_Line, Kind]] = Counter()
         self._opening = Slots(1)
+        self._requests = Requests()
         self._copy: modal.Client | None = None
+        self._open_again_at = float("-inf")
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
 
     def has_room_for(self, kind: Kind, num: int = 0) -> bool:
@@ -153,9 +163,18 @@ class Connections:
         self._users.add(user)
         if self._copy is None:
             async with self._opening.hold():
-                if self._copy is None:
-                    self._copy = await open_copy(self._client)
+                if self._copy is None and time.monotonic() >= self._open_again_at:
+                    self._copy = await self._try_to_open()
         return self._copy or self._client
+
+    async def _try_to_open(self) -> modal.Client | None:
+        """Return the second connection, or None: whoever asks over the first learns what is wrong, and asks again."""
+        try:
+            return await self._requests.answer(partial(open_copy, self._client), _OPEN_S)
+        except (NoAnswerError, OSError, modal.exception.Error) as exc:
+            self._open_again_at = time.monotonic() + _OPEN_AGAIN_S
+            _log.info("no second connection to Modal for now: %s", exc or type(exc).__name__)
+            return None
 
     async def leave(self, user: object) -> None:
         """Close the second connection if `user` was the last that used it; it is opened again when it is needed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import modal
 
 __all__ = ["open_copy"]
@@ -22,7 +23,12 @@ async def open_copy(client: modal.Client | None) -> modal.Client | None:
         copy = modal.Client(made_of.server_url, made_of.client_type, credentials, oauth_credentials=oauth)
     except (AttributeError, ImportError, TypeError):
         return None
-    await copy.__aenter__()  # type: ignore[no-untyped-call]  # synchronicity generates it
+    try:
+        await copy.__aenter__()  # type: ignore[no-untyped-call]  # synchronicity generates it
+    except BaseException:
+        with anyio.CancelScope(shield=True):  # takes half a second at most
+            await copy.close.aio()
+        raise
     return copy
 
 

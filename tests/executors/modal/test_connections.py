@@ -225,3 +225,29 @@ def test_what_is_sent_over_one_connection_at_once_fits() -> None:
     """100 is HTTP/2's usual limit; a launch has 32 spawns under way."""
     assert connections._MOST[connections._Line.first] + 32 <= 100
     assert connections._MOST[connections._Line.second] <= 100
+
+
+@pytest.mark.parametrize("failure", ["refused", "hangs"])
+async def test_without_a_second_connection_the_first_carries_everything(failure, monkeypatch) -> None:
+    attempts = []
+
+    async def open_copy(_client):
+        attempts.append(failure)
+        if failure == "hangs":
+            await anyio.sleep_forever()
+        raise ConnectionRefusedError("nobody listens")
+
+    monkeypatch.setattr(connections, "open_copy", open_copy)
+    monkeypatch.setattr(connections, "_OPEN_S", 0.05)
+    monkeypatch.setattr(connections, "_OPEN_AGAIN_S", 1000.0)
+    own = object()
+    shared = Connections(own)
+    for _ in range(2):
+        with anyio.fail_after(_BOUND_S):
+            turn = await shared.turn(Kind.confirmation, shared, again=True)
+        assert turn.client is own
+        turn.give_back()
+    assert attempts == [failure], "nobody waits for it twice"
+    shared._open_again_at = 0.0
+    await shared.turn(Kind.confirmation, shared, again=True)
+    assert attempts == [failure] * 2
