@@ -69,6 +69,7 @@ _NETWORK = {
     "HTTPClientError": "the connection broke",
     "ClientError": "the connection broke",  # aiohttp's
     "ReadTimeoutError": "no answer in time: the network or the server at {endpoint} is stuck",
+    "TimeoutError": "no answer in time: the network or the server at {endpoint} is stuck",  # of a whole request
 }
 
 

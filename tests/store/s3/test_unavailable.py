@@ -20,6 +20,7 @@ def reply(code, status):
         (reply("429", 429), StoreUnavailableError),
         (EndpointConnectionError(endpoint_url="http://x"), StoreUnavailableError),
         (ReadTimeoutError(endpoint_url="http://x"), StoreUnavailableError),
+        (TimeoutError(), StoreUnavailableError),
         (reply("StorageFull", 507), StoreError),
         (reply("AccessDenied", 403), StoreAccessError),
         (NoCredentialsError(), StoreAccessError),
