@@ -36,11 +36,13 @@ class _Call:
     Attributes:
         waiters: Who waits for its end.
         asking: How many of them ask, by stage.
-        looked_at: When it was last asked without being told of an end (`time.monotonic()`).
+        sent_at: When a request for it was last sent (`time.monotonic()`).
+        looked_at: When it was last asked without being told of an end.
     """
 
     waiters: set[Waiter] = dataclasses.field(default_factory=set)
     asking: Counter[Stage] = dataclasses.field(default_factory=Counter)
+    sent_at: float = float("-inf")
     looked_at: float = float("-inf")
 
 

@@ -32,6 +32,7 @@ _LONG_POLL_S = 5.0
 _SHORT_POLL_S = 1.0  # when there are more replicas than polls, which then take turns
 _LOOK_S = 0.2  # when more replicas were told to end than can be asked at once
 _ANSWER_S = 5.0  # an answer that takes longer is lost; asking again is harmless
+_MOMENT_S = 0.5  # in which a request for an end that is known already is answered
 _PATIENCE_S = 1.0  # for the answer to another task's request, which usually comes as soon as the replica has ended
 
 
@@ -124,8 +125,8 @@ class Watcher:
         pauses, impatient_at, again = Pauses(), time.monotonic() + _PATIENCE_S, False
         await anyio.lowlevel.checkpoint()  # the rest of a group comes first: its size decides how long polls may last
         while waiter.row is None and waiter.call.looked_at < latest:
-            if waiter.is_asked_for and time.monotonic() >= latest:
-                return None  # the answer to the request under way would have come at once
+            if waiter.is_asked_for and time.monotonic() >= max(latest, waiter.call.sent_at + _MOMENT_S):
+                return None  # an end that is known has its answer in a moment
             kind = self._kind(handle)
             if (seconds := _time_to_rely_on_others(waiter, kind, impatient_at, latest) - time.monotonic()) > 0:
                 await waiter.rely_on_others(seconds)
@@ -153,6 +154,7 @@ class Watcher:
         try:
             if waiter.row is not None:
                 return True
+            waiter.call.sent_at = time.monotonic()
             with waiter.asking(sent):
                 return await self._ask(handle, waiter, turn, min(self._length_of_poll(kind), latest - time.monotonic()))
         finally:
@@ -188,5 +190,5 @@ def _time_to_rely_on_others(waiter: Waiter, kind: Kind, impatient_at: float, lat
     if asking[Stage.queued_confirmation] or (kind is Kind.poll and any(asking.values())):
         return float("inf")
     if asking[Stage.sent_confirmation]:
-        return latest
+        return max(latest, waiter.call.sent_at + _MOMENT_S)
     return min(impatient_at, latest) if asking[Stage.sent_poll] else float("-inf")
