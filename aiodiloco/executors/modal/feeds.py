@@ -114,7 +114,12 @@ class Feeds:
             feed.followers[call_id].remove(subscription)
             if not feed.followers[call_id]:
                 del feed.followers[call_id]
-            if not feed.followers and not feed.is_over:
+            if feed.followers:
+                return
+            feeds = self._feeds.get(asyncio.get_running_loop(), {})
+            for function_id in [name for name, each in feeds.items() if each is feed]:
+                del feeds[function_id]  # its job holds the event loop, which would never be forgotten
+            if not feed.is_over:
                 feed.is_over = True
                 assert feed.job is not None
                 feed.job.abandon()

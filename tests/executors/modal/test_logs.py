@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import time
+import weakref
 
 import anyio
 import anyio.to_thread
 import pytest
 
 from aiodiloco.errors import ExecutorError
+from aiodiloco.executors.calls import Bell, Calls
 from aiodiloco.executors.modal import ModalSpawnExecutor, entries, feeds, logs
 from aiodiloco.records import ReplicaHandle
 
@@ -175,3 +178,23 @@ async def test_a_log_that_cannot_be_had_is_an_error_within_bounds(plane, printer
     with anyio.fail_after(_BOUND_S), pytest.raises(ExecutorError, match=r"did not answer within 0.3 s"):
         _ = [line async for line in printer.stream_logs(handle)]
     await printer.collect([handle], timeout=_BOUND_S)
+
+
+def test_event_loops_in_which_logs_were_followed_are_forgotten(monkeypatch) -> None:
+    async def read(*_args):
+        return []
+
+    monkeypatch.setattr(feeds, "_read", read)
+    shared = feeds.Feeds(Calls(object()), None)
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def follow_twice() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        for _ in range(2):
+            with shared.subscribed("fu-1", "fc-1", Bell()), shared.subscribed("fu-1", "fc-2", Bell()):
+                await anyio.wait_all_tasks_blocked()
+
+    for _ in range(2):
+        asyncio.run(follow_twice())
+    gc.collect()
+    assert [loop() for loop in loops] == [None, None]
