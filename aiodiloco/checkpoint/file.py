@@ -21,15 +21,19 @@ if TYPE_CHECKING:
 
 __all__ = ["read_file", "write_file"]
 
-_TREE = "aiodiloco"
+_HEADER = "aiodiloco"  # one entry: the format writes several in any order, and equal tensors must give equal bytes
+_AS_REAL = (torch.complex32, torch.complex128)  # which the format does not know
 
 
 def write_file(tensors: Mapping[str, Tensor], tree: JSON = None) -> bytes:
     """Return a safetensors file of `tensors`, with `tree` in its header.
 
     Any safetensors reader opens it. Tensors of any device and layout; ones that share memory are written apart.
+    Complex ones of a width that the format lacks are written as real ones with a last dimension of 2.
     """
-    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    plain = {name: tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous() for name, tensor in tensors.items()}
+    as_complex = [name for name, tensor in plain.items() if tensor.dtype in _AS_REAL]
+    plain |= {name: torch.view_as_real(plain[name]) for name in as_complex}
     # Not safetensors.torch.save: that takes the way through numpy, which torch's CPU wheel comes without.
     specs = {
         name: safetensors.TensorSpec(
@@ -37,7 +41,7 @@ def write_file(tensors: Mapping[str, Tensor], tree: JSON = None) -> bytes:
         )
         for name, t in plain.items()
     }
-    return bytes(safetensors.serialize(specs, metadata={_TREE: json.dumps(tree)}))
+    return bytes(safetensors.serialize(specs, metadata={_HEADER: json.dumps([tree, as_complex])}))
 
 
 def read_file(data: Buffer, what: str) -> tuple[dict[str, Tensor], JSON]:
@@ -51,7 +55,8 @@ def read_file(data: Buffer, what: str) -> tuple[dict[str, Tensor], JSON]:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         tensors = {name: tensor.clone() for name, tensor in safetensors.torch.load(content).items()}
-        tree: JSON = json.loads(header["__metadata__"][_TREE])
+        tree, as_complex = json.loads(header["__metadata__"][_HEADER])
+        tensors |= {name: torch.view_as_complex(tensors[name]) for name in as_complex}
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as exc:
         raise ChunkError(f"{what} is not a safetensors file of this library: {exc}") from exc
     assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())

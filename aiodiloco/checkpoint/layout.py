@@ -1,10 +1,15 @@
 """Where a checkpoint lies, what its documents say, and who writes which tensors: no I/O here.
 
-checkpoints/<round>/outer-<part>-<n>.safetensors   outer parameters and momenta, a share of them from each writer
-checkpoints/<round>/replica-<rank>.safetensors     what is a replica's own: inner optimizer, random state, data
-checkpoints/<round>/part-<part>.json               this writer's share is whole
-checkpoints/<round>/manifest.json                  all shares are there; without it there is no checkpoint
-checkpoints/fixed/<digest>.safetensors             what is not averaged, by its content: frozen weights lie there once
+checkpoints/<model>/<round>/outer-<part>-<n>.safetensors   outer parameters and momenta, a share from each writer
+checkpoints/<model>/<round>/model-<n>-<digest>.safetensors buffers, from the first writer
+checkpoints/<model>/<round>/replica-<rank>-<n>-<digest>.safetensors   what is a replica's own: inner optimizer,
+                                                           random state, data
+checkpoints/<model>/<round>/part-<part>.json               this writer's share is whole
+checkpoints/<model>/<round>/manifest.json                  all shares are there; without it there is no checkpoint
+checkpoints/frozen/<digest>.safetensors                    weights that are not trained, by content: they lie there once
+
+A replica that comes back may write its share a second time. Outer files are then the same bytes. What is its own is
+not, so those files are named by their content: a manifest never names an object that is overwritten.
 """
 
 from __future__ import annotations
@@ -69,13 +74,13 @@ class CheckpointKeys:
         """One file of writer `part`."""
         return f"{self.prefix}outer-{part:05d}-{number:04d}.safetensors"
 
-    def model(self, number: int) -> str:
-        """One file of what the model has besides parameters."""
-        return f"{self.prefix}model-{number:04d}.safetensors"
+    def model(self, number: int, hexdigest: str) -> str:
+        """One file, with these contents, of what the model has besides parameters."""
+        return f"{self.prefix}model-{number:04d}-{hexdigest}.safetensors"
 
-    def replica(self, rank: int) -> str:
-        """What only `rank` needs."""
-        return f"{self.prefix}replica-{rank:05d}.safetensors"
+    def replica(self, rank: int, number: int, hexdigest: str) -> str:
+        """One file, with these contents, of what only `rank` needs."""
+        return f"{self.prefix}replica-{rank:05d}-{number:04d}-{hexdigest}.safetensors"
 
     @classmethod
     def of_manifest(cls, key: str) -> Self | None:
@@ -102,12 +107,12 @@ class Part:
     Attributes:
         files: Its share of the outer state.
         rank: Its rank.
-        replica: Its own state; None if it has none to keep.
+        replica: Its own state, the tree of it in the first file; None if it has none to keep.
     """
 
     files: tuple[FileEntry, ...]
     rank: int
-    replica: FileEntry | None
+    replica: tuple[FileEntry, ...] | None
 
     def to_json(self) -> bytes:
         """Return the document."""
@@ -139,7 +144,7 @@ class Manifest:
     model: JSON
     frozen: JSON
     files: tuple[FileEntry, ...]
-    replicas: Mapping[int, FileEntry]
+    replicas: Mapping[int, tuple[FileEntry, ...]]
 
     def to_json(self) -> bytes:
         """Return the document; the same bytes whoever writes it."""
@@ -154,7 +159,7 @@ class Manifest:
     def _from_fields(cls, fields: dict[str, Any]) -> Self:
         if fields["version"] != 1:
             raise ValueError(f"version {fields['version']} is of a newer release")
-        replicas = {int(rank): FileEntry(**entry) for rank, entry in fields["replicas"].items()}
+        replicas = {int(rank): _entries(entries) for rank, entries in fields["replicas"].items()}
         numbers = int(fields["round"]), int(fields["inner_step"])
         return cls(*numbers, fields["outer"], fields["model"], fields["frozen"], _entries(fields["files"]), replicas)
 
@@ -206,5 +211,5 @@ def _entries(items: Iterable[Mapping[str, Any]]) -> tuple[FileEntry, ...]:
     return tuple(FileEntry(**item) for item in items)
 
 
-def _own(fields: Mapping[str, Any]) -> FileEntry | None:
-    return None if fields["replica"] is None else FileEntry(**fields["replica"])
+def _own(fields: Mapping[str, Any]) -> tuple[FileEntry, ...] | None:
+    return None if fields["replica"] is None else _entries(fields["replica"])

@@ -116,9 +116,9 @@ async def load(store: Store, manifest: Manifest, *, rank: int | None) -> Loaded:
     files = await map_concurrently(read, manifest.files, limit=_FILES_AT_ONCE)
     tensors = {name: tensor for found, _ in files for name, tensor in found.items()}
     replica = None
-    if rank is not None and (entry := manifest.replicas.get(rank)) is not None:
-        own, tree = await read(entry)
-        replica = unpack_tree(tree, own)
+    if rank is not None and (entries := manifest.replicas.get(rank)):
+        own = await map_concurrently(read, entries, limit=_FILES_AT_ONCE)
+        replica = unpack_tree(own[0][1], {name: tensor for found, _ in own for name, tensor in found.items()})
     try:
         outer, model, frozen = (unpack_tree(t, tensors) for t in (manifest.outer, manifest.model, manifest.frozen))
     except ValueError as exc:

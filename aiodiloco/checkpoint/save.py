@@ -130,11 +130,15 @@ async def save_share(store: Store, share: Share, workers: anyio.CapacityLimiter)
     """
     saving, keys = _Saving(store, workers), share.keys
     files = await saving.put_all(share.outer_tensors, lambda number, _: keys.outer(share.part, number))
-    files += await saving.put_all(share.model_tensors, lambda number, _: keys.model(number))
+    files += await saving.put_all(share.model_tensors, keys.model)
     files += await saving.put_all(share.frozen_tensors, lambda _, hexdigest: frozen_key(hexdigest))
     own = None
     if share.replica is not None:
-        own = await saving.put(lambda _: keys.replica(share.rank), share.replica_tensors, share.replica)
+        own = await saving.put_all(
+            share.replica_tensors,
+            lambda number, hexdigest: keys.replica(share.rank, number, hexdigest),
+            share.replica,
+        )
     await store.put(keys.part(share.part), Part(files, share.rank, own).to_json())
     parts = await saving.read_parts(keys, share.num_parts)
     if parts is None:
@@ -151,18 +155,23 @@ class _Saving:
     store: Store
     workers: anyio.CapacityLimiter
 
-    async def put_all(self, tensors: Mapping[str, Tensor], key_of: Callable[[int, str], str]) -> tuple[FileEntry, ...]:
-        """Write tensors as files of bounded size, under keys made of their number and digest."""
+    async def put_all(
+        self, tensors: Mapping[str, Tensor], key_of: Callable[[int, str], str], tree: JSON = None
+    ) -> tuple[FileEntry, ...]:
+        """Write tensors as files of bounded size, under keys made of their number and digest.
+
+        A `tree` goes into the header of the first, which is then there also without tensors.
+        """
         sizes = {name: tensors[name].nbytes for name in sorted(tensors)}
-        runs = files_of(list(sizes), sizes, _MOST_FILE_BYTES)
+        runs = files_of(list(sizes), sizes, _MOST_FILE_BYTES) or ([[]] if tree is not None else [])
 
         async def put(number: int) -> FileEntry:
             chosen = {name: tensors[name] for name in runs[number]}
-            return await self.put(lambda hexdigest: key_of(number, hexdigest), chosen)
+            return await self.put(lambda hexdigest: key_of(number, hexdigest), chosen, None if number else tree)
 
         return tuple(await map_concurrently(put, range(len(runs)), limit=_FILES_AT_ONCE))
 
-    async def put(self, key_of: Callable[[str], str], tensors: Mapping[str, Tensor], tree: JSON = None) -> FileEntry:
+    async def put(self, key_of: Callable[[str], str], tensors: Mapping[str, Tensor], tree: JSON) -> FileEntry:
         """Write one file. Under a key made of its digest it need not be written twice."""
 
         def serialise() -> tuple[bytes, str]:

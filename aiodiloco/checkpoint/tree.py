@@ -56,6 +56,8 @@ def _pack(tree: object, path: str, tensors: dict[str, Tensor]) -> JSON:
     if isinstance(tree, bytes):
         return {_BYTES: tree.hex()}
     if isinstance(tree, torch.Tensor):
+        while path in tensors:  # {"a.b": …} next to {"a": {"b": …}}
+            path += "'"
         tensors[path] = tree
         return {_TENSOR: path}
     if isinstance(tree, (list, tuple)):

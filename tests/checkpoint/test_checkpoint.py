@@ -152,6 +152,42 @@ async def test_saving_again_after_a_cancellation_anywhere_ends_in_the_same_check
         assert {key: bytes(await store.get(key)) async for key in store.list()} == expected
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_writer_that_comes_back_with_another_state_of_its_own_breaks_nothing(is_first: bool) -> None:
+    """It restored an older one, so its optimizer and buffers are others; the manifest may be there already, or not."""
+    store, workers = MemoryStore(), anyio.CapacityLimiter(2)
+
+    def come_back() -> Any:
+        again = snapshot(1, 0)
+        again.model["buffers"]["count"] = torch.tensor(77)  # type: ignore[index]
+        again.replica["rng"] = torch.full((4,), 77)  # type: ignore[index]
+        return save_share(store, take_share(again, rank=0, part=0, num_parts=WORLD), workers)
+
+    await save(store, 1, [0, 1] if is_first else range(WORLD))
+    await come_back()
+    if is_first:
+        await save(store, 1, [2])
+    value = 77 if is_first else 1
+    loaded = await load(store, await find_manifest(store), rank=0)
+    assert loaded.replica["rng"].tolist() == [value] * 4
+    assert int((await load_checkpoint(store))["count"]) == value
+
+
+async def test_a_large_state_of_its_own_is_cut_into_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optimizer's state is twice the model, and a store takes only so much in one request."""
+    monkeypatch.setattr("aiodiloco.checkpoint.save._MOST_FILE_BYTES", 1000)
+    store, workers = MemoryStore(), anyio.CapacityLimiter(2)
+    moments = {index: torch.full((100,), float(index)) for index in range(10)}
+    taken = Snapshot(0, 1, 20, {"parameters": {"a": torch.zeros(3)}}, replica={"state": moments, "position": 5})
+    assert await save_share(store, take_share(taken, rank=0, part=0, num_parts=1), workers)
+    sizes = [len(await store.get(key)) async for key in store.list(CheckpointKeys(0, 1).prefix) if "replica-" in key]
+    assert len(sizes) == 5
+    assert max(sizes) < 4000
+    loaded = await load(store, await find_manifest(store), rank=0)
+    assert loaded.replica["position"] == 5
+    assert all(torch.equal(loaded.replica["state"][index], moment) for index, moment in moments.items())
+
+
 async def test_prune_keeps_the_latest_whole_ones_and_what_is_being_written() -> None:
     """Incomplete ones older than those will never be whole; frozen weights stay, all checkpoints need them."""
     store = MemoryStore()

@@ -45,7 +45,13 @@ def test_files_hold_at_most_so_much_or_one_tensor(sizes: dict[str, int], most: i
 def test_manifest_keys_are_told_from_others() -> None:
     keys = CheckpointKeys(3, 12)
     assert CheckpointKeys.of_manifest(keys.manifest) == keys
-    for key in (keys.part(0), keys.outer(0, 1), keys.replica(2), "checkpoints/frozen/manifest.json", "manifest.json"):
+    for key in (
+        keys.part(0),
+        keys.outer(0, 1),
+        keys.replica(2, 0, "ab"),
+        "checkpoints/frozen/manifest.json",
+        "manifest.json",
+    ):
         assert CheckpointKeys.of_manifest(key) is None
 
 

@@ -33,6 +33,8 @@ TREES = [
     {0: "int keys", -3: {"deep": torch.arange(3)}},
     {"$tensor": "not one", "\\x": 1, "nested": {"$tuple": [1]}, "$float": "1"},
     {"tensors": [torch.zeros(0), torch.tensor(7), torch.ones(2, 3, dtype=torch.bfloat16).t(), torch.tensor([True])]},
+    {"complex": [torch.tensor([1 + 2j, -3j], dtype=torch.complex128), torch.tensor([1 + 2j]).conj()]},
+    {"a.b": torch.zeros(2), "a": {"b": torch.ones(3)}},
 ]
 
 
