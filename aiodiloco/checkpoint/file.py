@@ -31,7 +31,9 @@ def write_file(tensors: Mapping[str, Tensor], tree: JSON = None) -> bytes:
     Any safetensors reader opens it. Tensors of any device and layout; ones that share memory are written apart.
     Complex ones of a width that the format lacks are written as real ones with a last dimension of 2.
     """
-    plain = {name: tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous() for name, tensor in tensors.items()}
+    plain = {
+        name: tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous() for name, tensor in tensors.items()
+    }
     as_complex = [name for name, tensor in plain.items() if tensor.dtype in _AS_REAL]
     plain |= {name: torch.view_as_real(plain[name]) for name in as_complex}
     # Not safetensors.torch.save: that takes the way through numpy, which torch's CPU wheel comes without.

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio.lowlevel
 import anyio.to_thread
 import torch
 
@@ -216,6 +217,8 @@ class DiLoCo:
                 return
         if self.advance(loss=loss, tokens=tokens):
             await self.synchronize()
+        else:
+            await anyio.lowlevel.checkpoint()  # let heartbeats, events, checkpoints and cancellation have a turn
 
     def advance(self, *, loss: float | Tensor | None = None, tokens: int | None = None) -> bool:
         """Count one inner step; return True when `synchronize` is due. The half of `step` that never waits."""
@@ -235,26 +238,34 @@ class DiLoCo:
         self._refuse_while_evaluating("synchronize")
         began = time.perf_counter()
         if self._averaged is None:
-            round_input = await anyio.to_thread.run_sync(self._begin_round)
-            if round_input is None:
-                return
-            gradient, basis = round_input
-            report = await self._all_reduce.all_reduce(
-                gradient,
-                weight=self._weight(),
-                wire=self._wire,
-                round=self.round,
-                fragment=self._fragment,
-                basis=basis,
-                settings=self._settings(),
-            )
-            self._averaged = gradient, report
+            await self._average()
         await anyio.to_thread.run_sync(self._take_outer_step, began)
+        await self._hand_over_share()
+        if self.is_behind:
+            await self.catch_up()
+
+    async def _average(self) -> None:
+        """Have the round's pseudo-gradients averaged, if there was an inner step since the last."""
+        round_input = await anyio.to_thread.run_sync(self._begin_round)
+        if round_input is None:
+            return
+        gradient, basis = round_input
+        report = await self._all_reduce.all_reduce(
+            gradient,
+            weight=self._weight(),
+            wire=self._wire,
+            round=self.round,
+            fragment=self._fragment,
+            basis=basis,
+            settings=self._settings(),
+        )
+        self._averaged = gradient, report
+
+    async def _hand_over_share(self) -> None:
+        """Have the share of a checkpoint written, if one was taken; cancelled meanwhile, the next call does it."""
         if self._checkpoints is not None and self._share is not None:
             await self._checkpoints.save(self._share)
             self._share = None
-        if self.is_behind:
-            await self.catch_up()
 
     async def catch_up(self) -> None:
         """Take the outer steps of all rounds that were decided without this replica, if there are any.
@@ -276,6 +287,7 @@ class DiLoCo:
             await anyio.to_thread.run_sync(self._take_outer_step, began)
         await self._all_reduce.announce(round=self.round, fragment=self._fragment)
         self.is_behind = False
+        await self._hand_over_share()
 
     @contextlib.contextmanager
     def outer_weights(self) -> Iterator[nn.Module]:
@@ -353,6 +365,7 @@ class DiLoCo:
                 return
             gradient, report = self._averaged
             self._outer.step(gradient)
+            del gradient  # its memory is wanted for the share of a checkpoint
             self.round += 1
             if not report.included:
                 self._note_exclusion(report)

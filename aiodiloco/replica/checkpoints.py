@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 
 from aiodiloco.checkpoint import Loaded, Share, find_manifest, list_models, list_rounds, load, prune, save_share
-from aiodiloco.errors import ChunkError, StoreError
+from aiodiloco.errors import CheckpointError, ChunkError, KeyNotFoundError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +68,8 @@ class CheckpointWriter:
         else:
             self._tasks.cancel_scope.cancel()
         await self._tasks.__aexit__(None, None, None)
+        if exc_type is None and self._tasks.cancel_scope.cancelled_caught:
+            _log.warning("the last checkpoint lacks this replica's share: not written within %g s", _LAST_WRITE_S)
 
     async def _write_all(self) -> None:
         with self._receive:
@@ -92,9 +94,20 @@ class CheckpointWriter:
 async def recover(store: Store, rank: int) -> dict[int, Loaded]:
     """Return the latest checkpoint of each of the run's models, by number, with what was this rank's own in it.
 
+    While one is read the others may complete later ones and delete it: then the latest is read instead.
+
     Raises:
         CheckpointError: an object of one is missing or damaged.
         StoreError: the store cannot be read.
     """
-    models = await list_models(store)
-    return {number: await load(store, await find_manifest(store, None, number), rank=rank) for number in models}
+    return {number: await _recover(store, rank, number) for number in await list_models(store)}
+
+
+async def _recover(store: Store, rank: int, model_number: int) -> Loaded:
+    while True:
+        latest = (await list_rounds(store, model_number))[-1:]
+        try:
+            return await load(store, await find_manifest(store, None, model_number), rank=rank)
+        except (CheckpointError, KeyNotFoundError):
+            if (await list_rounds(store, model_number))[-1:] == latest:
+                raise

@@ -10,6 +10,7 @@ from torch import nn
 
 from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.diloco import DiLoCo, NesterovSGD
+from aiodiloco.diloco.diloco import Checkpoints
 from aiodiloco.errors import RoundRefusedError, RoundTimeoutError
 from aiodiloco.store import MemoryStore
 from aiodiloco.testing.cancellation import cancel_at_every_step
@@ -350,3 +351,57 @@ async def test_a_state_of_another_model_is_refused_and_nothing_is_loaded():
         with pytest.raises(ValueError, match=r"saved model does not fit this model: parameter '0.weight' is \(2, 2\)"):
             replica.diloco.load_state_dict(state)
         assert replica.bits() == before
+
+
+async def test_a_step_that_waits_for_nothing_gives_others_a_turn():
+    """Training fills the event loop: without this no heartbeat is sent, and no checkpoint written, until a round."""
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with ObjectStoreAllReduce(MemoryStore(), rank=0, world_size=1) as all_reduce, anyio.create_task_group() as tg:
+        tg.start_soon(count)
+        await TrainingReplica(all_reduce, sync_every=1000).train(1000, stop=10)
+        assert turns >= 9
+        tg.cancel_scope.cancel()
+
+
+async def test_a_share_of_a_checkpoint_is_handed_over_by_the_next_call_after_a_cancellation():
+    """Also where that call finds nothing else to do: after the last round there is no later one."""
+    saved, is_busy = [], True
+
+    async def save(share):
+        if is_busy:
+            await anyio.sleep_forever()
+        saved.append(share.round)
+
+    async with ObjectStoreAllReduce(MemoryStore(), rank=0, world_size=1) as all_reduce:
+        plan = Checkpoints(1, 0, 0, save)
+        replica = TrainingReplica(all_reduce, sync_every=1000, checkpoints=plan)
+        replica.diloco.advance()
+        with anyio.move_on_after(0.5):
+            await replica.diloco.synchronize()
+        assert (replica.diloco.round, saved) == (1, [])
+        is_busy = False
+        await replica.diloco.synchronize()
+    assert saved == [1]
+
+
+async def test_a_replica_that_comes_back_after_the_last_round_still_writes_its_share_of_it():
+    """Whoever died before it had written left a checkpoint that only its rank can complete."""
+    saved, store = [], MemoryStore()
+
+    async def save(share):
+        saved.append(share.round)
+
+    async with ObjectStoreAllReduce(store, rank=0, world_size=1) as all_reduce:
+        all_reduce.keep_from(0)
+        await TrainingReplica(all_reduce, sync_every=5).train(10)
+    async with ObjectStoreAllReduce(store, rank=0, world_size=1, incarnation=1, takes_over=True) as all_reduce:
+        plan = Checkpoints(1, 0, 0, save)
+        await TrainingReplica(all_reduce, sync_every=5, checkpoints=plan).diloco.catch_up()
+    assert saved == [2]

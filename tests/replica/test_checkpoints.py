@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -10,9 +10,14 @@ import torch
 
 from aiodiloco import load_checkpoint, read_events
 from aiodiloco.checkpoint import list_rounds
+from aiodiloco.errors import CheckpointError
 from aiodiloco.replica import join
+from aiodiloco.replica.checkpoints import recover
 from aiodiloco.store import MemoryStore, open_store
 from tests.diloco.models import make_model, train_step
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 WORLD = 3
 
@@ -86,3 +91,60 @@ async def test_senseless_intervals_are_refused(every: Any) -> None:
         model = make_model()
         with pytest.raises(ValueError, match="checkpoint_every must be an int >= 1"):
             replica.diloco(model, torch.optim.SGD(model.parameters(), lr=0.1), sync_every=5, checkpoint_every=every)
+
+
+async def test_a_checkpoint_that_is_deleted_while_it_is_read_gives_way_to_the_next() -> None:
+    """Reading takes long, and the others train on: the run is then further, not broken."""
+    uri = "memory://checkpoint-deleted-meanwhile"
+    await train_all(uri, 40, checkpoint_every=2)
+
+    class Interrupted(MemoryStore):
+        """A later checkpoint completes, and this one goes, just when its first object is asked for."""
+
+        is_first = True
+
+        async def get(self, key: str, **options: Any) -> memoryview:
+            if "/outer-" in key and self.is_first:
+                self.is_first = False
+                hidden.clear()
+                for old in [k async for k in self.list("checkpoints/0000/00000006/")]:
+                    await self.delete(old)
+            return await super().get(key, **options)
+
+        async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[str]:
+            async for key in super().list(prefix, start_after=start_after):
+                if key not in hidden:
+                    yield key
+
+    hidden = {"checkpoints/0000/00000008/manifest.json"}
+    loaded = await recover(Interrupted("checkpoint-deleted-meanwhile"), 0)
+    assert loaded[0].round == 8
+
+
+async def test_a_damaged_checkpoint_is_an_error_and_not_read_for_ever() -> None:
+    uri = "memory://checkpoint-damaged"
+    await train_all(uri, 10, checkpoint_every=2)
+    store = MemoryStore("checkpoint-damaged")
+    await store.delete("checkpoints/0000/00000002/outer-00000-0000.safetensors")
+    with pytest.raises(CheckpointError, match="missing"):
+        await recover(store, 0)
+
+
+async def test_a_last_share_that_is_not_written_in_time_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiodiloco.replica.checkpoints._LAST_WRITE_S", 0.2)
+
+    class Stuck(MemoryStore):
+        async def put(self, key: str, data: Any) -> None:
+            if key.startswith("checkpoints/"):
+                await anyio.sleep_forever()
+            await super().put(key, data)
+
+    async with join(Stuck(), rank=0, world_size=1) as replica:
+        model = make_model()
+        inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+        diloco = replica.diloco(model, inner, sync_every=5, checkpoint_every=1)
+        for step in diloco.steps(5):
+            await diloco.step(loss=train_step(model, inner, 0, step))
+    assert "the last checkpoint lacks this replica's share" in caplog.text
