@@ -29,7 +29,14 @@ from aiodiloco.collective.payload import Payload
 from aiodiloco.collective.plan import ALGORITHMS, Algorithm, Link, choose_algorithm, choose_chunk_bytes, make_grid
 from aiodiloco.collective.round import Round
 from aiodiloco.collective.settling import finish, settle
-from aiodiloco.errors import CollectiveError, RankTakenError, RoundRefusedError, RoundTimeoutError, StoreError
+from aiodiloco.errors import (
+    CollectiveError,
+    KeyNotFoundError,
+    RankTakenError,
+    RoundRefusedError,
+    RoundTimeoutError,
+    StoreError,
+)
 from aiodiloco.store import ResilientStore, Store, open_store, probe
 from aiodiloco.store.worker import run_in_worker
 
@@ -287,8 +294,15 @@ class ObjectStoreAllReduce:
         return report
 
     async def announce(self, *, round: int, fragment: int = 0) -> None:  # noqa: A002 - the field's word
-        """Have the others wait for this rank in a round as they wait for those who were in the one before."""
-        await self.store.put(self._keys(round, fragment).announcement(self.member), b"{}")
+        """Have the others wait for this rank in a round as they wait for those who were in the one before.
+
+        Raises:
+            StoreError: the store did not take it within the object's timeout.
+        """
+        with anyio.move_on_after(self._timeout) as scope:
+            await self.store.put(self._keys(round, fragment).announcement(self.member), b"{}")
+        if scope.cancelled_caught:
+            raise StoreError(f"the store at {self.store.uri} did not take an announcement within {self._timeout:g} s")
 
     def keep_from(self, round: int, fragment: int = 0) -> None:  # noqa: A002 - the field's word
         """Keep what this rank wrote in `round` and later ones, until told otherwise.
@@ -359,8 +373,7 @@ class ObjectStoreAllReduce:
         self, keys: RoundKeys, tensors: Mapping[str, Tensor], decision: Decision, meter: Meter
     ) -> Exchange:
         """Return the whole mean of a decided round that this rank is not in."""
-        key = keys.payload(min(decision.members))
-        agreement = await read_when_there(self.store, key, Agreement.from_json, meter)
+        agreement = await self._read_agreement(keys, min(decision.members), meter)
 
         def plan() -> tuple[Round, Payload]:
             payload = Payload(tensors, agreement.wire)
@@ -369,6 +382,20 @@ class ObjectStoreAllReduce:
 
         round_, payload = await self._in_worker(plan)
         return await finish(Exchange(round_, payload, None))
+
+    async def _read_agreement(self, keys: RoundKeys, member: Member, meter: Meter) -> Agreement:
+        """Return what a member of a decided round contributed to: it was there before the decision."""
+        key = keys.payload(member)
+        try:
+            with meter.request("download"):
+                await self.store.get(key, length=0)
+        except KeyNotFoundError:
+            raise RoundTimeoutError(
+                f"{_name(keys)} is over and its objects are deleted: rank {self.rank} is too far behind to take it. "
+                "Start the rank again to go on from the run's latest checkpoint; to have some, train with "
+                "checkpoint_every"
+            ) from None
+        return await read_when_there(self.store, key, Agreement.from_json, meter)
 
     async def _apply(self, exchange: Exchange, decision: Decision, began: float) -> AllReduceReport:
         """Decode the mean into the tensors, and remember what the next round is planned by."""

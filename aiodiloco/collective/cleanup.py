@@ -43,11 +43,12 @@ class Cleanup:
     async def delete_before(self, keys: RoundKeys) -> None:
         """Delete what this rank wrote in rounds before `keys`; a store that fails is only logged."""
         old = [k for k in self._written if k.fragment == keys.fragment and k.round < keys.round]
-        remaining = iter([key for k in old for key in self._written[k]])
+        remaining = ((k, key) for k in old for key in tuple(self._written[k]))
 
         async def delete() -> None:
-            for key in remaining:
+            for k, key in remaining:
                 await self._store.delete(key)
+                self._written[k].remove(key)  # a short round ends this early: the next one goes on from here
 
         try:
             async with anyio.create_task_group() as tg:

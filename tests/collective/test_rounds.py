@@ -1,6 +1,7 @@
 """Rounds in the wrong order, from the wrong state, with values or settings that must not be averaged."""
 
 import logging
+from typing import Any
 
 import anyio
 import pytest
@@ -261,3 +262,52 @@ async def test_a_round_that_moves_next_to_nothing_measures_nothing():
     async with open_ranks(MemoryStore(), 2) as ranks:
         reports = await reduce_all(ranks, [ones(), ones()])
     assert [report.link for report in reports] == [None, None]
+
+
+async def test_a_round_that_was_deleted_is_not_waited_for():
+    """Nobody will write its objects again; the error comes at once, and says what helps."""
+    store = MemoryStore()
+    async with ObjectStoreAllReduce(store, rank=0, world_size=1) as rank:
+        for _ in range(4):
+            await rank.all_reduce({"a": torch.ones(3)})
+        async for key in store.list("rounds/00000000-0000/0-0/"):
+            await store.delete(key)
+    async with ObjectStoreAllReduce(store, rank=0, world_size=1, incarnation=1, takes_over=True) as rank:
+        with anyio.fail_after(20), pytest.raises(RoundTimeoutError, match=r"deleted.*checkpoint"):
+            await rank.adopt({"a": torch.ones(3)}, round=0)
+
+
+async def test_a_short_round_does_not_delete_the_same_objects_again():
+    """What one round had no time for is the next one's work, else the first few keys would be all that ever go."""
+
+    class Slow(MemoryStore):
+        left = 0
+
+        async def delete(self, key: str) -> None:
+            if key.startswith("rounds/"):
+                if not self.left:
+                    await anyio.sleep_forever()
+                self.left -= 1
+                deleted.append(key)
+            await super().delete(key)
+
+    deleted: list[str] = []
+    store = Slow()
+    async with ObjectStoreAllReduce(store, rank=0, world_size=1, chunk_bytes=400) as rank:
+        for _ in range(12):
+            store.left = 3
+            await rank.all_reduce({"a": torch.ones(5000)})
+    assert len(deleted) > 6
+    assert len(deleted) == len(set(deleted))
+
+
+async def test_an_announcement_that_the_store_never_takes_is_an_error():
+    class Stuck(MemoryStore):
+        async def put(self, key: str, data: Any) -> None:
+            if key.endswith(".announced"):
+                await anyio.sleep_forever()
+            await super().put(key, data)
+
+    async with ObjectStoreAllReduce(Stuck(), rank=0, world_size=1, timeout=0.2) as rank:
+        with anyio.fail_after(20), pytest.raises(StoreError, match=r"announcement within 0\.2 s"):
+            await rank.announce(round=0)
