@@ -174,7 +174,7 @@ async def test_a_writer_that_comes_back_with_another_state_of_its_own_breaks_not
 
 
 async def test_a_large_state_of_its_own_is_cut_into_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An optimizer's state is twice the model, and a store takes only so much in one request."""
+    """An optimizer's state is twice the model: written as one object, it would be in memory once more."""
     monkeypatch.setattr("aiodiloco.checkpoint.save._MOST_FILE_BYTES", 1000)
     store, workers = MemoryStore(), anyio.CapacityLimiter(2)
     moments = {index: torch.full((100,), float(index)) for index in range(10)}

@@ -6,6 +6,8 @@ that the seed stands for, and checks what must hold of every run. A seed that fa
 
 from __future__ import annotations
 
+import torch
+
 from aiodiloco.testing.simulation.invariants import check_invariants
 from aiodiloco.testing.simulation.schedule import Event, Schedule, make_schedule
 from aiodiloco.testing.simulation.virtual_time import DeadlockError, VirtualTimeLoop, run_in_virtual_time
@@ -35,4 +37,6 @@ def simulate(schedule: Schedule | int) -> World:
         await check_invariants(world)
         return world
 
-    return run_in_virtual_time(main, seed=chosen.seed)
+    with torch.random.fork_rng(devices=[]):  # checkpoints hold the random state, and are named by their content
+        torch.manual_seed(chosen.seed)
+        return run_in_virtual_time(main, seed=chosen.seed)
