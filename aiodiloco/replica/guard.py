@@ -75,7 +75,7 @@ class LeaseGuard:
             thread.__exit__(None, None, None)
 
     async def _run(self) -> None:
-        why = await self._wait_for_end()
+        why = await self._end()
         error = LeaseExpiredError(f"rank {self._rank} ends itself: {why}")
         _log.error("%s", error)
         self._on_expired(error)
@@ -83,6 +83,20 @@ class LeaseGuard:
         sys.stderr.write(f"aiodiloco: {error}; it did not end in time, so the process is ended now\n")
         sys.stderr.flush()
         os._exit(LeaseExpiredError.exit_code)
+
+    async def _end(self) -> str:
+        """Return why this replica must end, once it must. What the watch cannot know of counts as silence."""
+        failing_since: float | None = None
+        while True:
+            began = anyio.current_time()
+            try:
+                return await self._wait_for_end()
+            except Exception as exc:  # noqa: BLE001 - a guard that ends guards nothing
+                _log.exception("rank %d cannot watch its driver's lease, and tries again", self._rank)
+                failing_since = began if failing_since is None else failing_since
+                if anyio.current_time() - failing_since >= self._terms.ttl_s:
+                    return f"its driver's lease cannot be watched: {type(exc).__name__}: {exc}"
+            await anyio.sleep(min(self._terms.beat_s / 2, _OPEN_AGAIN_S))
 
     async def _wait_for_end(self) -> str:
         async with AsyncExitStack() as stack:

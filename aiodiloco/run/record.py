@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from aiodiloco.lease import LeaseTerms
 from aiodiloco.records import JSON, ReplicaResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import TypeVar
 
     from aiodiloco.store import Store
@@ -119,11 +120,19 @@ class RunRecord:
         mine, theirs = self.to_dict(), other.to_dict()
         differing = sorted(name for name in mine if name != "launch_id" and mine[name] != theirs[name])
         if differing:
-            listed = "; ".join(f"{name}: {mine[name]!r} before, {theirs[name]!r} now" for name in differing)
+            listed = "; ".join(_explain(name, mine[name], theirs[name]) for name in differing)
             raise RunConflictError(
                 f"run {self.run_id!r} was launched with other arguments ({listed}); launch with the same ones to "
                 "attach to it, or under another run_id"
             )
+
+
+def _explain(name: str, before: object, now: object) -> str:
+    """Say what differs; of the entrypoint's arguments only their names, for an error may be shown to anyone."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping) and name == "entrypoint_args":
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        return f"{name}: {', '.join(keys)}"
+    return f"{name}: {before!r} before, {now!r} now"
 
 
 class RunOutcome(StrEnum):

@@ -57,6 +57,22 @@ async def test_a_store_that_cannot_be_opened_at_first_is_opened_again(tmp_path, 
         guard.stop()
 
 
+def test_whatever_fails_the_guard_goes_on_and_after_the_time_to_live_it_counts_as_silence(
+    tmp_path, expired, monkeypatch
+) -> None:
+    async def fail(*_args: object, **_options: object) -> None:
+        raise RuntimeError("a bug in a store")
+
+    monkeypatch.setattr(guard_module, "watch_lease", fail)
+    monkeypatch.setattr(guard_module.os, "_exit", lambda _code: None)
+    guard = guard_of(tmp_path, _QUICK, expired)
+    guard.start()
+    try:
+        assert "cannot be watched: RuntimeError: a bug in a store" in str(expired.get(timeout=30))
+    finally:
+        guard.stop()
+
+
 def test_a_store_that_cannot_be_opened_for_the_time_to_live_counts_as_silent(tmp_path, expired, monkeypatch) -> None:
     monkeypatch.setattr(_HardToOpen, "failures", 10_000_000)
     monkeypatch.setattr(guard_module.os, "_exit", lambda _code: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -10,7 +11,7 @@ import pytest
 from aiodiloco import FailFast, LaunchError, Quorum, Respawn, RunConflictError, RunError, WaitAll, launch
 from aiodiloco.errors import EntrypointError
 from aiodiloco.executors import Executor
-from aiodiloco.run.record import read_record, read_result
+from aiodiloco.run.record import RunRecord, read_record, read_result
 from aiodiloco.store import open_store
 from aiodiloco.testing import entrypoints
 from aiodiloco.testing.cancellation import cancel_at_every_step
@@ -152,6 +153,19 @@ async def test_an_exception_in_a_block_that_only_watches_leaves_the_run_alone(
                 _ = 1 / 0
         assert world.living == ["0-0", "1-0", "2-0"]
         world.end_all()
+
+
+def test_of_arguments_that_differ_only_the_names_are_shown() -> None:
+    """Somebody may have put a password there."""
+    args = {"lr": 1, "same": 2, "token": "hunter2"}
+    terms = LeaseTerms.of(60.0)
+    record = RunRecord("r", 2, "local", "m:f", args, None, 60.0, 60.0, FailFast(), terms, True, None, "launch")
+    record.check_same(dataclasses.replace(record, launch_id="another"))
+    other = dataclasses.replace(record, entrypoint_args={"lr": 3, "same": 2, "token": "swordfish"})
+    with pytest.raises(RunConflictError, match=r"\(entrypoint_args: lr, token\)") as refused:
+        record.check_same(other)
+    assert "hunter2" not in str(refused.value)
+    assert "swordfish" not in str(refused.value)
 
 
 async def test_other_arguments_under_the_same_run_id_are_refused_by_name(
