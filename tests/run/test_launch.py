@@ -11,6 +11,7 @@ import pytest
 from aiodiloco import FailFast, LaunchError, Quorum, Respawn, RunConflictError, RunError, WaitAll, launch
 from aiodiloco.errors import EntrypointError
 from aiodiloco.executors import Executor
+from aiodiloco.lease import LeaseTerms
 from aiodiloco.run.record import RunRecord, read_record, read_result
 from aiodiloco.store import open_store
 from aiodiloco.testing import entrypoints
