@@ -61,10 +61,30 @@ class Replica:
         return self.transport.store
 
     async def all_reduce(
-        self, tensors: Mapping[str, Tensor], *, weight: float = 1.0, wire: str | None = None
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        weight: float = 1.0,
+        wire: str | None = None,
+        round: int | None = None,  # noqa: A002 - the field's word
     ) -> AllReduceReport:
-        """Average tensors of one's own over all ranks, in place; see `ObjectStoreAllReduce.all_reduce`."""
-        return await self.transport.all_reduce(tensors, weight=weight, wire=wire)
+        """Average tensors of one's own over all ranks, in place; see `ObjectStoreAllReduce.all_reduce`.
+
+        Args:
+            tensors: The same names, shapes and dtypes on every rank.
+            weight: Of this rank's.
+            wire: Overrides the wire format given to `join`.
+            round: Which of these all-reduces this is; None counts from 0.
+
+        Raises:
+            ValueError: no `round` from a replica that came back: it cannot know how many the others have made.
+        """
+        if round is None and self.transport.member.incarnation > 0:
+            raise ValueError(
+                f"rank {self.rank} came back as process {self.transport.member}, and cannot count the all-reduces made "
+                "before: pass round=…, for instance the inner step"
+            )
+        return await self.transport.all_reduce(tensors, weight=weight, wire=wire, round=round)
 
     def report(self, step: int, **metrics: float | str | Tensor) -> None:
         """Add a `metrics` event to the run's log, e.g. `report(step, loss=0.7, accuracy=0.9)`. Never blocks.

@@ -51,10 +51,15 @@ class SyncReplica:
         self._replica.report(step, **metrics)
 
     def all_reduce(
-        self, tensors: Mapping[str, Tensor], *, weight: float = 1.0, wire: str | None = None
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        weight: float = 1.0,
+        wire: str | None = None,
+        round: int | None = None,  # noqa: A002 - the field's word
     ) -> AllReduceReport:
-        """Average tensors of one's own over all ranks, in place; see `ObjectStoreAllReduce.all_reduce`."""
-        return self._network.call(lambda: self._replica.all_reduce(tensors, weight=weight, wire=wire))
+        """Average tensors of one's own over all ranks, in place; see `Replica.all_reduce`."""
+        return self._network.call(lambda: self._replica.all_reduce(tensors, weight=weight, wire=wire, round=round))
 
     def diloco(
         self,

@@ -173,3 +173,13 @@ def test_old_rounds_and_checkpoints_go_when_later_checkpoints_are_whole() -> Non
         assert checkpoints == {"00000010", "00000012"}
 
     simulate(main)
+
+
+def test_a_replica_that_came_back_must_number_all_reduces_of_its_own(tmp_path: Path) -> None:
+    """It cannot know how many the others made while it was away, and must not get the means of old ones."""
+    with join_sync(tmp_path, rank=0, world_size=1) as replica:
+        replica.all_reduce({"w": torch.ones(1)})
+    with join_sync(tmp_path, rank=0, world_size=1) as replica:
+        with pytest.raises(ValueError, match="came back as process 0-1"):
+            replica.all_reduce({"w": torch.ones(1)})
+        assert replica.all_reduce({"w": torch.ones(1)}, round=1).round == 1

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["AnyFunctionApp"]
 
 _STOP_BOUND_S = 10.0
-_NEEDS = ("aiobotocore>=3.9", "anyio>=4.14", "torch>=2.6", "xxhash>=3.5")  # what a replica imports that is not shipped
+# What a replica imports that is not shipped.
+_NEEDS = ("aiobotocore>=3.9", "anyio>=4.14", "safetensors>=0.8", "torch>=2.6", "xxhash>=3.5")
 
 
 class AnyFunctionApp:
