@@ -138,13 +138,13 @@ class CollectTests:
             await executor.collect([], on_timeout="kill")  # type: ignore[arg-type]  # what is tested
 
     async def test_as_completed_yields_in_the_order_of_the_ends(self, executor: ServerlessExecutor) -> None:
-        handles = await executor.launch_replicas(3, entrypoints.sleep_by_rank, {"seconds": [0.6, 0, 0.3]})
+        handles = await executor.launch_replicas(3, entrypoints.sleep_by_rank, {"seconds": [2, 0, 1]})
         assert [row.result async for row in executor.as_completed(handles, timeout=_BOUND_S)] == [1, 2, 0]
 
     async def test_as_completed_can_be_left_and_gone_on_with_in_another_task(
         self, executor: ServerlessExecutor
     ) -> None:
-        handles = await executor.launch_replicas(3, entrypoints.sleep_by_rank, {"seconds": [0.6, 0, 0.3]})
+        handles = await executor.launch_replicas(3, entrypoints.sleep_by_rank, {"seconds": [2, 0, 1]})
         completed = executor.as_completed(handles, timeout=_BOUND_S)
         seen: list[object] = []
         async for row in completed:
