@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import functools
 import inspect
 import json
 import os
@@ -56,13 +57,22 @@ class _Cancellation:
         """Ignore signals from now on: how the replica ended is decided."""
         self._is_over = True
 
-    def _on_signal(self, _number: int, _frame: types.FrameType | None) -> None:
+    def _on_signal(self, _number: int, frame: types.FrameType | None) -> None:
         if self.received or self._is_over:  # cleanup is not interrupted twice; SIGKILL follows if it takes too long
             return
         self.received = True
-        if self.task is None:
-            raise ReplicaCancelled
-        self.task.get_loop().call_soon_threadsafe(self.task.cancel)
+        if self.task is not None:
+            self.task.get_loop().call_soon_threadsafe(self.task.cancel)
+            return
+        interrupt = signal.getsignal(signal.SIGINT)
+        if isinstance(interrupt, functools.partial) and isinstance(
+            getattr(interrupt.func, "__self__", None), asyncio.Runner
+        ):
+            # The entrypoint's own asyncio.run: it cancels its main task. An exception that strikes between the steps
+            # of its tasks could take one with it that the event loop would then wait for without end.
+            interrupt(signal.SIGINT, frame)
+            return
+        raise ReplicaCancelled
 
     def _on_unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Try again if Python dropped the exception because it struck in a `__del__` or a callback."""
@@ -172,7 +182,7 @@ def _raised(exc: BaseException, *, was_cancelled: bool) -> tuple[dict[str, Any],
     text = "".join(traceback.format_exception(_without_our_frames(exc)))
     said = {"error": f"{type(exc).__qualname__}: {' '.join(str(exc).split())}"[:1000], "traceback": text}
     if was_cancelled:
-        is_plain = isinstance(exc, (ReplicaCancelled, asyncio.CancelledError))
+        is_plain = isinstance(exc, (KeyboardInterrupt, asyncio.CancelledError)) and not exc.args
         return {"kind": "cancelled"} if is_plain else {"kind": "cancelled", **said}, -signal.SIGTERM
     sys.stderr.write(text)
     return {"kind": "raised", **said}, exit_code_of(exc)
