@@ -6,7 +6,6 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import torch
 
 from aiodiloco.checkpoint.file import read_file
 from aiodiloco.checkpoint.layout import CHECKPOINTS, CheckpointKeys, FileEntry, Manifest, checkpoints_of
@@ -14,16 +13,15 @@ from aiodiloco.checkpoint.tree import unpack_tree
 from aiodiloco.codec import digest
 from aiodiloco.collective.waiting import read_intact
 from aiodiloco.errors import CheckpointError, ChunkError, KeyNotFoundError
-from aiodiloco.store import Store, open_store
 from aiodiloco.store.fan_out import map_concurrently
 from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
-    import os
-
     from torch import Tensor
 
-__all__ = ["Loaded", "find_manifest", "list_models", "list_rounds", "load", "load_checkpoint"]
+    from aiodiloco.store import Store
+
+__all__ = ["Loaded", "find_manifest", "list_models", "list_rounds", "load"]
 
 _FILES_AT_ONCE = 4
 _WORKER_THREADS = 2
@@ -39,31 +37,6 @@ class Loaded:
     model: Any
     frozen: Any
     replica: Any
-
-
-async def load_checkpoint(
-    run: Store | str | os.PathLike[str],
-    *,
-    round: int | None = None,  # noqa: A002 - the field's word
-    model_number: int = 0,
-) -> dict[str, Tensor]:
-    """Return the model's state dict as of a checkpoint of a run, to evaluate or export; needs no run and no GPU.
-
-    These are the outer parameters, in the dtypes of the model that was trained, on the CPU.
-
-    Args:
-        run: The run's own prefix, `<store>/runs/<run_id>`, as a URI or an open store.
-        round: Which one, by the rounds it had taken; None is the latest.
-        model_number: Which of the run's models, in the order in which `replica.diloco` made them.
-
-    Raises:
-        CheckpointError: there is none, or one of its objects is missing or damaged.
-        StoreError: the store cannot be read.
-    """
-    if isinstance(run, Store):
-        return _state_dict(await load(run, await find_manifest(run, round, model_number), rank=None))
-    async with open_store(run) as store:
-        return _state_dict(await load(store, await find_manifest(store, round, model_number), rank=None))
 
 
 async def list_rounds(store: Store, model_number: int = 0) -> list[int]:
@@ -145,14 +118,3 @@ async def _read(store: Store, entry: FileEntry, workers: anyio.CapacityLimiter) 
         raise CheckpointError(f"{what} is missing, though the checkpoint's manifest names it") from exc
     except ChunkError as exc:
         raise CheckpointError(f"{what} is damaged: {exc}") from exc
-
-
-def _state_dict(loaded: Loaded) -> dict[str, Tensor]:
-    """Put together outer parameters, other names of the same tensors, and what was never trained."""
-    parameters, model = loaded.outer["parameters"], loaded.model or {}
-    state = {
-        name: tensor.to(getattr(torch, model["dtypes"][name])) if "dtypes" in model else tensor
-        for name, tensor in parameters.items()
-    }
-    state |= {name: state[other] for name, other in model.get("tied", {}).items()}
-    return {**state, **model.get("buffers", {}), **(loaded.frozen or {})}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 
-from aiodiloco.checkpoint import Loaded, Share, find_manifest, list_models, list_rounds, load, prune, save_share
-from aiodiloco.errors import CheckpointError, ChunkError, KeyNotFoundError, StoreError
+from aiodiloco.checkpoint import Loaded, Share, list_models, list_rounds, load_latest, prune, save_share
+from aiodiloco.errors import ChunkError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,20 +94,10 @@ class CheckpointWriter:
 async def recover(store: Store, rank: int) -> dict[int, Loaded]:
     """Return the latest checkpoint of each of the run's models, by number, with what was this rank's own in it.
 
-    While one is read the others may complete later ones and delete it: then the latest is read instead.
+    Where the latest is damaged, that is the one before it; see `load_latest`.
 
     Raises:
-        CheckpointError: an object of one is missing or damaged.
+        CheckpointError: none of a model's can be read.
         StoreError: the store cannot be read.
     """
-    return {number: await _recover(store, rank, number) for number in await list_models(store)}
-
-
-async def _recover(store: Store, rank: int, model_number: int) -> Loaded:
-    while True:
-        latest = (await list_rounds(store, model_number))[-1:]
-        try:
-            return await load(store, await find_manifest(store, None, model_number), rank=rank)
-        except (CheckpointError, KeyNotFoundError):
-            if (await list_rounds(store, model_number))[-1:] == latest:
-                raise
+    return {number: await load_latest(store, number, rank=rank) for number in await list_models(store)}

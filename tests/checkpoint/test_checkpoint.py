@@ -15,12 +15,13 @@ from aiodiloco.checkpoint import (
     list_rounds,
     load,
     load_checkpoint,
+    load_latest,
     prune,
     save_share,
     take_share,
 )
 from aiodiloco.checkpoint.layout import CheckpointKeys
-from aiodiloco.errors import CheckpointError
+from aiodiloco.errors import CheckpointError, StoreError
 from aiodiloco.store import MemoryStore
 
 WORLD = 3
@@ -218,3 +219,43 @@ async def test_a_pruned_checkpoint_is_never_half_there() -> None:
     await prune(store, keep=1)
     assert deleted[0] == CheckpointKeys(0, 1).manifest
     assert len(deleted) > 5
+
+
+async def test_where_the_latest_cannot_be_read_the_one_before_is(caplog: pytest.LogCaptureFixture) -> None:
+    """With a warning that names what is damaged; by number, only the one asked for will do."""
+    store = MemoryStore()
+    for number in (1, 2):
+        await save(store, number)
+    damaged = CheckpointKeys(0, 2).outer(1, 0)
+    await store.delete(damaged)
+    loaded = await load_latest(store, rank=1)
+    assert (loaded.round, loaded.replica["position"]) == (1, 101)
+    assert f"{damaged} is missing" in caplog.text
+    assert "going on from the checkpoint of round 1" in caplog.text
+    assert int((await load_checkpoint(store))["count"]) == 1
+    with pytest.raises(CheckpointError, match="missing"):
+        await load_checkpoint(store, round=2)
+
+
+@pytest.mark.parametrize("damage", ["manifest", "outer"])
+async def test_where_none_can_be_read_all_that_were_tried_are_named(damage: str) -> None:
+    store = MemoryStore()
+    for number in (1, 2):
+        await save(store, number)
+        keys = CheckpointKeys(0, number)
+        await store.put(keys.manifest if damage == "manifest" else keys.outer(0, 0), b"rubbish")
+    with pytest.raises(CheckpointError, match=r"can be read\. Tried round 2: .*round 1: "):
+        await load_latest(store)
+
+
+async def test_a_store_that_fails_for_one_object_is_no_reason_to_give_up() -> None:
+    class Unreadable(MemoryStore):
+        async def get(self, key: str, **options: Any) -> memoryview:
+            if key.startswith(CheckpointKeys(0, 2).prefix) and "outer-" in key:
+                raise StoreError("input/output error")
+            return await super().get(key, **options)
+
+    store = Unreadable()
+    for number in (1, 2):
+        await save(store, number)
+    assert (await load_latest(store)).round == 1

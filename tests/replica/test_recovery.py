@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from aiodiloco import read_events
+from aiodiloco.checkpoint import list_rounds
+from aiodiloco.checkpoint.layout import CheckpointKeys
 from aiodiloco.replica import join, join_sync
 from aiodiloco.store import MemoryStore, open_store
 from aiodiloco.testing.simulation import run_in_virtual_time
@@ -138,6 +140,32 @@ def test_a_run_that_stopped_goes_on_to_the_bit(stopped_at: float) -> None:
                 run.start(rank)
                 await anyio.sleep(7)
         assert run.finals == dict.fromkeys(range(WORLD), expected)
+
+    simulate(main)
+
+
+def test_a_run_whose_latest_checkpoint_is_damaged_goes_on_from_the_one_before() -> None:
+    """All ranks, to the same bits: the rounds since are there, also when they die again while they take them."""
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tg:
+            run = Run("damaged", tg, checkpoint_every=2)
+            run.start_all()
+            await anyio.sleep(29.0)
+            for rank in range(WORLD):
+                run.kill(rank)
+            store = MemoryStore("damaged")
+            latest = (await list_rounds(store))[-1]
+            await store.put(CheckpointKeys(0, latest).outer(1, 0), b"rubbish")
+            for _ in range(2):
+                for rank in range(WORLD):
+                    run.start(rank)
+                await anyio.sleep(1.5)
+                for rank in range(WORLD):
+                    run.kill(rank)
+            run.start_all()
+        assert set(run.finals) == set(range(WORLD))
+        assert len(set(run.finals.values())) == 1
 
     simulate(main)
 
