@@ -176,6 +176,11 @@ class ObjectStoreAllReduce:
         """This rank."""
         return self.member.rank
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether a round can do without some ranks."""
+        return self._rules.min_members < self.world_size
+
     async def __aenter__(self) -> Self:
         if self._stack is not None:
             raise RuntimeError("this all-reduce is open already: make another object for another rank")
@@ -482,7 +487,7 @@ class ObjectStoreAllReduce:
             weight=float(weight),
             workers=self._workers,
             concurrency=self._concurrency,
-            is_elastic=self._rules.min_members < self.world_size,
+            is_elastic=self.is_elastic,
             link=self._measured_link,
         )
 

@@ -122,7 +122,10 @@ class DiLoCo:
     Attributes:
         inner_step: Inner steps taken.
         round: Outer steps taken.
-        is_behind: Whether rounds may have been decided without this replica, which `catch_up` then takes.
+        is_behind: Whether rounds may have been decided without this process, which are then taken first.
+        replays: Whether it takes those with inner steps of its own, as a process of its rank did before: then all that
+            the steps leave behind (inner optimizer, random state, data position) is, too, what it was. Else `catch_up`
+            takes them at once.
         last_round: What the latest all-reduce cost; None before the first.
         bytes_sent, bytes_received: Summed over all rounds since construction.
     """
@@ -170,6 +173,7 @@ class DiLoCo:
         self._is_due = False
         self._averaged: tuple[Mapping[str, Tensor], AllReduceReport] | None = None  # not yet applied
         self.is_behind = False
+        self.replays = False
         self._num_calls = 0  # of step
         self._tokens = 0
         self._clock = time.perf_counter()
@@ -209,7 +213,7 @@ class DiLoCo:
         Raises:
             CollectiveError: the round failed; the model is as before it. Repeat it with `synchronize`, or give up.
         """
-        if self.is_behind:
+        if self.is_behind and not self.replays:
             done = self.round
             await self.catch_up()
             if self.round != done:  # the step just taken began from parameters that are gone
@@ -241,7 +245,7 @@ class DiLoCo:
             await self._average()
         await anyio.to_thread.run_sync(self._take_outer_step, began)
         await self._hand_over_share()
-        if self.is_behind:
+        if self.is_behind and not self.replays:
             await self.catch_up()
 
     async def _average(self) -> None:
@@ -250,6 +254,8 @@ class DiLoCo:
         if round_input is None:
             return
         gradient, basis = round_input
+        if self.is_behind and self.replays and await self._repeat_round(gradient):
+            return
         report = await self._all_reduce.all_reduce(
             gradient,
             weight=self._weight(),
@@ -261,6 +267,16 @@ class DiLoCo:
         )
         self._averaged = gradient, report
 
+    async def _repeat_round(self, gradient: dict[str, Tensor]) -> bool:
+        """Take the mean of a round that a process of this rank was in before; return False if it is not decided yet."""
+        report = await self._all_reduce.adopt(gradient, round=self.round, fragment=self._fragment)
+        if report is None:
+            await self._all_reduce.announce(round=self.round, fragment=self._fragment)
+            self.is_behind = False
+            return False
+        self._averaged = gradient, report
+        return True
+
     async def _hand_over_share(self) -> None:
         """Have the share of a checkpoint written, if one was taken; cancelled meanwhile, the next call does it."""
         if self._checkpoints is not None and self._share is not None:
@@ -271,7 +287,8 @@ class DiLoCo:
         """Take the outer steps of all rounds that were decided without this replica, if there are any.
 
         What it did on its own meanwhile is dropped. `step` and `synchronize` do this where it is needed; called before
-        the first step of a replica that came back, it saves that step.
+        the first step of a replica that came back, it saves that step. One that `replays` need not: its inner
+        optimizer would stay behind.
 
         Raises:
             CollectiveError, StoreError: a round's mean cannot be had; the model is as after the last round taken.

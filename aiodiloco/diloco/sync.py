@@ -69,7 +69,7 @@ class SyncDiLoCo:
         Raises LeaseExpiredError once the run's driver is gone, also in the middle of a round.
         """
         self._network.check()
-        if self._diloco.is_behind:
+        if self._diloco.is_behind and not self._diloco.replays:
             self._network.call(lambda: self._diloco.step(loss=loss, tokens=tokens))
         elif self._diloco.advance(loss=loss, tokens=tokens):
             self.synchronize()

@@ -112,8 +112,11 @@ class Replica:
 
         For several models call it once for each, in the same order on every rank.
 
-        In a run that has a checkpoint, model and optimizers are set to it here, whatever they were. The rounds since
-        are taken by the first `step`, or by `await diloco.catch_up()` before it.
+        In a run that has a checkpoint, model and optimizers are set to it here, whatever they were. Where every round
+        needs all ranks, the inner steps since are then taken once more, up to where the run was: with the same data
+        it goes on as if nothing had happened. Where rounds go on without a rank (`min_replicas`), the rounds since are
+        taken by the first `step`, or by `await diloco.catch_up()` before it; the inner optimizer stays that of the
+        checkpoint.
 
         Args:
             model: Initialised alike on every rank.
@@ -153,6 +156,8 @@ class Replica:
             diloco.restore(loaded)
             self.events.emit("restored", rank=self.rank, round=loaded.round, step=loaded.inner_step)
         diloco.is_behind = loaded is not None or self.transport.member.incarnation > 0
+        has_own = loaded is None or loaded.replica is not None
+        diloco.replays = has_own and not self.transport.is_elastic  # else the others would be further each time
         return diloco
 
     def _plan_checkpoints(

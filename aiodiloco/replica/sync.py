@@ -91,7 +91,7 @@ class SyncReplica:
             state=state,
         )
         diloco = SyncDiLoCo(inner, self._network)
-        if inner.is_behind:
+        if inner.is_behind and not inner.replays:
             diloco.catch_up()
         return diloco
 

@@ -76,14 +76,22 @@ async def uninterrupted(name: str, **options: Any) -> bytes:
     return run.finals[0]
 
 
-@pytest.mark.parametrize("killed_at", [0.5, 12.5, 31.5, 58.5])
-def test_a_rank_that_dies_and_comes_back_changes_nothing_where_all_are_needed(killed_at: float) -> None:
-    """The others wait; it goes on from its last checkpoint: the run ends with the very bits of one undisturbed."""
+@pytest.mark.parametrize(
+    ("killed_at", "every"),
+    [(0.5, 1), (0.5, None), (7.5, None), (12.5, 1), (12.5, 3), (31.5, 1), (31.5, 4), (58.5, 1), (58.5, 3)],
+)
+def test_a_rank_that_dies_and_comes_back_changes_nothing_where_all_are_needed(
+    killed_at: float, every: int | None
+) -> None:
+    """The others wait; it goes on from its last checkpoint: the run ends with the very bits of one undisturbed.
+
+    Also where it must repeat rounds that were after it, and its AdamW with them.
+    """
 
     async def main() -> None:
-        expected = await uninterrupted(f"calm-{killed_at}")
+        expected = await uninterrupted(f"calm-{killed_at}-{every}", checkpoint_every=every)
         async with anyio.create_task_group() as tg:
-            run = Run(f"killed-{killed_at}", tg)
+            run = Run(f"killed-{killed_at}-{every}", tg, checkpoint_every=every)
             run.start_all()
             await anyio.sleep(killed_at)
             run.kill(1)
@@ -123,14 +131,15 @@ def test_the_others_train_on_while_a_rank_is_away_and_it_comes_back_to_the_bit(k
     assert anyio is not None
 
 
+@pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("stopped_at", [13.5, 29.0])
-def test_a_run_that_stopped_goes_on_to_the_bit(stopped_at: float) -> None:
+def test_a_run_that_stopped_goes_on_to_the_bit(stopped_at: float, every: int) -> None:
     """All replicas die between two rounds, and all start again, in any order and much later."""
 
     async def main() -> None:
-        expected = await uninterrupted(f"whole-{stopped_at}")
+        expected = await uninterrupted(f"whole-{stopped_at}-{every}")
         async with anyio.create_task_group() as tg:
-            run = Run(f"stopped-{stopped_at}", tg)
+            run = Run(f"stopped-{stopped_at}-{every}", tg, checkpoint_every=every)
             run.start_all()
             await anyio.sleep(stopped_at)
             for rank in range(WORLD):
@@ -177,7 +186,7 @@ def test_sync_replicas_come_back_in_real_time_too(tmp_path: Path, options: dict[
     def train(uri: Path, total: int) -> bytes:
         with join_sync(uri, rank=0, world_size=1) as replica:
             model = make_model()
-            inner = torch.optim.SGD(model.parameters(), lr=0.01)
+            inner = torch.optim.AdamW(model.parameters(), lr=0.01)
             diloco = replica.diloco(model, inner, sync_every=5, **options)
             for step in diloco.steps(total):
                 diloco.step(loss=train_step(model, inner, 0, step))
