@@ -10,6 +10,7 @@
     ├── CheckpointError                a checkpoint that is not there, or not whole
     ├── CollectiveError                the all-reduce
     │   ├── RoundTimeoutError          (TimeoutError) a rank's contribution or result did not come in time
+    │   │   └── RoundGoneError         the round is over, and what it consisted of is deleted
     │   ├── RoundRefusedError          (ValueError) contributions that cannot be averaged: shapes, dtypes, wire, start
     │   ├── RankTakenError             another process holds this rank
     │   └── WorldSizeError             (ValueError) the run was started with another world size
@@ -50,6 +51,7 @@ __all__ = [
     "LeaseExpiredError",
     "RankTakenError",
     "ReplicaFailedError",
+    "RoundGoneError",
     "RoundRefusedError",
     "RoundTimeoutError",
     "RunConflictError",
@@ -106,6 +108,10 @@ class CollectiveError(AiodilocoError):
 
 class RoundTimeoutError(CollectiveError, TimeoutError):
     """A rank's part of a round did not come in time."""
+
+
+class RoundGoneError(RoundTimeoutError):
+    """A round is over, and its objects are deleted: this rank is too far behind to take it."""
 
 
 class RoundRefusedError(CollectiveError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import secrets
@@ -19,7 +20,7 @@ from aiodiloco.collective.blame import most_telling, whom_it_waits_for
 from aiodiloco.collective.choice import Rules
 from aiodiloco.collective.cleanup import Cleanup
 from aiodiloco.collective.decider import Decider
-from aiodiloco.collective.decision import Decision, read_decision, read_when_there
+from aiodiloco.collective.decision import Decision, is_gone, read_decision, read_when_there
 from aiodiloco.collective.exchange import Exchange
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.collective.membership import check_rank, claim_rank, list_members, wait_for_members, withdraw_claim
@@ -31,8 +32,8 @@ from aiodiloco.collective.round import Round
 from aiodiloco.collective.settling import finish, settle
 from aiodiloco.errors import (
     CollectiveError,
-    KeyNotFoundError,
     RankTakenError,
+    RoundGoneError,
     RoundRefusedError,
     RoundTimeoutError,
     StoreError,
@@ -59,6 +60,7 @@ _ENTER_BOUND_S = 60.0
 _JOINING_PATIENCE_S = 15.0  # with a store that fails, before the run begins
 _ASKING_PATIENCE_S = 2.0  # for what a round can do without: an explanation, a deletion
 _COMPLAIN_AFTER_S = 30.0
+_NOTICE_AFTER_S = (5.0, 10.0, 20.0, 40.0)
 _WEIGHTS = (1e-20, 1e20)  # products with any sane value stay within float32
 
 
@@ -156,7 +158,7 @@ class ObjectStoreAllReduce:
         self._grace_s = grace
         self._incarnation = incarnation
         self._takes_over = takes_over
-        self._members: dict[int, frozenset[Member]] = {}  # by fragment: of its latest round
+        self._members: dict[int, frozenset[Member]] = {}  # by fragment: of the latest round that this rank took
         self._lateness: defaultdict[int, Lateness] = defaultdict(Lateness)
         self._next_round: dict[int, int] = {}
         self._busy: set[int] = set()
@@ -246,6 +248,7 @@ class ObjectStoreAllReduce:
             RoundRefusedError: the ranks' tensors, settings or bases differ, or a value is not finite; says what and
                 where, on every rank.
             RoundTimeoutError: not all ranks came in time; names the missing.
+            RoundGoneError: the round went on without this rank, so long ago that it is deleted.
             StoreError, ChunkError: the store failed, or holds bytes that cannot be right.
         """
         wire = self.wire if wire is None else wire
@@ -284,7 +287,8 @@ class ObjectStoreAllReduce:
 
         Raises:
             RoundRefusedError: the round was refused.
-            RoundTimeoutError: its contributions, or parts of the mean, are not there, or no longer.
+            RoundGoneError: its contributions are deleted: only a checkpoint leads past it.
+            RoundTimeoutError: its contributions, or parts of the mean, are not there.
             StoreError, ChunkError: the store failed, or holds bytes that cannot be right.
         """
         _check_positive("timeout", timeout := self._timeout if timeout is None else timeout)
@@ -350,9 +354,11 @@ class ObjectStoreAllReduce:
         began, keys = time.perf_counter(), request.keys
         async with anyio.create_task_group() as around:
             around.start_soon(self._complain, keys)
+            around.start_soon(self._notice_deletion, keys)
             expected = await self._expect(keys)
             round_, payload = await self._in_worker(lambda: self._plan(request, expected))
             self._has_contributed = True
+            self._cleanup.note(round_)
             bet = Exchange(round_, payload, self._sent.setdefault(keys, {}))
             around.start_soon(self._clean_up, bet, self._oldest_needed(keys))
             found, decision = await settle(bet, self._decider(round_, expected))
@@ -372,13 +378,36 @@ class ObjectStoreAllReduce:
         decision = await read_decision(self.store, keys, meter)
         if decision is None:
             return None
-        return await self._apply(await self._obtain(keys, tensors, decision, meter), decision, began)
+        async with anyio.create_task_group() as around:
+            around.start_soon(self._notice_deletion, keys)
+            exchange = await self._obtain(keys, tensors, decision, meter)
+            around.cancel_scope.cancel()
+        return await self._apply(exchange, decision, began)
+
+    async def _notice_deletion(self, keys: RoundKeys) -> None:
+        """End a wait for objects of a decided round that nobody will write again."""
+        for pause_s in itertools.chain(_NOTICE_AFTER_S, itertools.repeat(_NOTICE_AFTER_S[-1])):
+            await anyio.sleep(pause_s)
+            decision = await read_decision(self.store, keys, Meter())
+            if decision is not None:
+                await self._check_there(keys, decision)
+
+    async def _check_there(self, keys: RoundKeys, decision: Decision) -> None:
+        if await is_gone(self.store, keys, decision):
+            raise RoundGoneError(
+                f"{_name(keys)} is over and its objects are deleted: rank {self.rank} is too far behind to take it. "
+                "Start the rank again to go on from the run's latest checkpoint; to have some, train with "
+                "checkpoint_every"
+            )
 
     async def _obtain(
         self, keys: RoundKeys, tensors: Mapping[str, Tensor], decision: Decision, meter: Meter
     ) -> Exchange:
         """Return the whole mean of a decided round that this rank is not in."""
-        agreement = await self._read_agreement(keys, min(decision.members), meter)
+        with meter.request("wait"):
+            await self._check_there(keys, decision)
+        key = keys.payload(min(decision.members))
+        agreement = await read_when_there(self.store, key, Agreement.from_json, meter)
 
         def plan() -> tuple[Round, Payload]:
             payload = Payload(tensors, agreement.wire)
@@ -387,20 +416,6 @@ class ObjectStoreAllReduce:
 
         round_, payload = await self._in_worker(plan)
         return await finish(Exchange(round_, payload, None))
-
-    async def _read_agreement(self, keys: RoundKeys, member: Member, meter: Meter) -> Agreement:
-        """Return what a member of a decided round contributed to: it was there before the decision."""
-        key = keys.payload(member)
-        try:
-            with meter.request("download"):
-                await self.store.get(key, length=0)
-        except KeyNotFoundError:
-            raise RoundTimeoutError(
-                f"{_name(keys)} is over and its objects are deleted: rank {self.rank} is too far behind to take it. "
-                "Start the rank again to go on from the run's latest checkpoint; to have some, train with "
-                "checkpoint_every"
-            ) from None
-        return await read_when_there(self.store, key, Agreement.from_json, meter)
 
     async def _apply(self, exchange: Exchange, decision: Decision, began: float) -> AllReduceReport:
         """Decode the mean into the tensors, and remember what the next round is planned by."""
@@ -424,10 +439,10 @@ class ObjectStoreAllReduce:
     async def _expect(self, keys: RoundKeys) -> frozenset[Member]:
         """Return who is likely in the round: who was in the one before; for the first, who has joined."""
         known = self._members.get(keys.fragment)
-        if known is None and keys.round:
+        if keys.round and self._next_round.get(keys.fragment) != keys.round:  # rounds were skipped
             before = await read_decision(self.store, RoundKeys(keys.round - 1, keys.fragment), Meter())
-            known = None if before is None else frozenset(before.members)
-            self._agreed_link[keys.fragment] = None if before is None else before.link
+            if before is not None:
+                known, self._agreed_link[keys.fragment] = frozenset(before.members), before.link
         if known is None:
             known = await wait_for_members(
                 self.store, self.world_size, min_members=self._rules.min_members, grace_s=self._grace_s

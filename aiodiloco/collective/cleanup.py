@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import anyio
-
 from aiodiloco.errors import StoreError
+from aiodiloco.store.fan_out import map_concurrently
 
 if TYPE_CHECKING:
     from aiodiloco.collective.keys import RoundKeys
@@ -30,31 +29,37 @@ class Cleanup:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._written: dict[RoundKeys, list[str]] = {}
+        self._written: dict[RoundKeys, dict[str, None]] = {}  # in the order of deletion
 
     def note(self, round_: Round) -> None:
-        """Remember the keys this rank wrote in a round that is complete."""
-        mine = [round_.keys.chunk(round_.me, chunk.index) for chunk in round_.grid]
-        mine += [round_.keys.manifest(round_.me), round_.keys.payload(round_.me)]
+        """Remember the keys this rank writes in a round; again, if other members than expected were decided.
+
+        The manifest comes first: a round of which part is deleted never looks whole.
+        """
+        mine = [round_.keys.manifest(round_.me), round_.keys.payload(round_.me)]
+        mine += [round_.keys.chunk(round_.me, chunk.index) for chunk in round_.grid]
         if round_.agreement.algorithm == "scatter":
             mine += [round_.reduced_key(index) for index in round_.owned]
-        self._written[round_.keys] = mine
+        self._written.setdefault(round_.keys, {}).update(dict.fromkeys(mine))
 
     async def delete_before(self, keys: RoundKeys) -> None:
-        """Delete what this rank wrote in rounds before `keys`; a store that fails is only logged."""
-        old = [k for k in self._written if k.fragment == keys.fragment and k.round < keys.round]
-        remaining = ((k, key) for k in old for key in tuple(self._written[k]))
+        """Delete what this rank wrote in rounds before `keys`, in their order; a store that fails is only logged.
 
-        async def delete() -> None:
-            for k, key in remaining:
-                await self._store.delete(key)
-                self._written[k].remove(key)  # a short round ends this early: the next one goes on from here
-
+        A short round ends this early, and a failing store, too: the next round goes on from there.
+        """
         try:
-            async with anyio.create_task_group() as tg:
-                for _ in range(_DELETES_AT_ONCE):
-                    tg.start_soon(delete)
-        except* StoreError as errors:
-            _log.warning("could not delete old rounds: %s", errors.exceptions[0])
-        for k in old:
-            del self._written[k]
+            for old in sorted(k for k in self._written if k.fragment == keys.fragment and k.round < keys.round):
+                await self._delete(self._written[old])
+                del self._written[old]
+        except StoreError as exc:
+            _log.warning("could not delete old rounds: %s", exc)
+
+    async def _delete(self, written: dict[str, None]) -> None:
+        async def delete(key: str) -> None:
+            await self._store.delete(key)
+            del written[key]
+
+        head = next(iter(written), None)
+        if head is not None:
+            await delete(head)
+        await map_concurrently(delete, list(written), limit=_DELETES_AT_ONCE)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Decision",
     "Manifest",
+    "is_gone",
     "is_replayable",
     "list_arrivals",
     "missing_ranks",
@@ -148,17 +149,22 @@ def _unless_refused(keys: RoundKeys, decision: Decision) -> Decision:
 
 
 async def is_replayable(store: Store, fragments: Iterable[int]) -> bool:
-    """Return whether all rounds that were decided can still be read from the first on."""
+    """Return whether all rounds that were decided can still be read from the first on.
+
+    Ranks delete what they wrote in the order of rounds, so the first round tells of all.
+    """
     for fragment in fragments:
         keys = RoundKeys(0, fragment)
         decision = await read_decision(store, keys, Meter())
-        if decision is None:
-            continue
-        try:
-            await store.get(keys.payload(min(decision.members)), length=0)
-        except KeyNotFoundError:
+        if decision is not None and await is_gone(store, keys, decision):
             return False
     return True
+
+
+async def is_gone(store: Store, keys: RoundKeys, decision: Decision) -> bool:
+    """Return whether a contribution to a decided round was deleted, or is about to be: manifests go first."""
+    whole, _ = await list_arrivals(store, keys)
+    return not decision.members.keys() <= whole
 
 
 async def list_arrivals(store: Store, keys: RoundKeys) -> tuple[set[Member], set[Member]]:

@@ -66,7 +66,7 @@ def members_digest(members: Iterable[Member]) -> str:
     return digest(",".join(map(str, sorted(members))).encode()).hex()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class RoundKeys:
     """The keys of one round of one fragment."""
 

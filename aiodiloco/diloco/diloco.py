@@ -15,6 +15,7 @@ import torch
 from aiodiloco.checkpoint import take_share
 from aiodiloco.diloco.outer import NesterovSGD, OuterOptimizerFactory, OuterState, check_same_tensors
 from aiodiloco.diloco.snapshot import Stateful, restore_snapshot, take_snapshot
+from aiodiloco.errors import RoundGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -54,7 +55,10 @@ class AllReduce(Protocol):
         round: int,  # noqa: A002 - the field's word
         fragment: int,
     ) -> AllReduceReport | None:
-        """Replace every tensor by the mean of a round decided without this rank; None if it is not decided."""
+        """Replace every tensor by the mean of a round decided without this rank; None if it is not decided.
+
+        Raises RoundGoneError where the mean cannot be had any more.
+        """
         ...
 
     async def announce(self, *, round: int, fragment: int) -> None:  # noqa: A002 - the field's word
@@ -79,6 +83,7 @@ class Checkpoints:
         rank: This rank.
         model_number: Which of the run's models, from 0.
         save: Writes this replica's share; returns as soon as it has taken it over.
+        load: Returns the run's latest checkpoint of this model.
         state: What the training loop wants kept with it, by name.
     """
 
@@ -86,6 +91,7 @@ class Checkpoints:
     rank: int
     model_number: int
     save: Callable[[Share], Awaitable[None]]
+    load: Callable[[], Awaitable[Loaded]]
     state: Mapping[str, Stateful] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -254,18 +260,22 @@ class DiLoCo:
         if round_input is None:
             return
         gradient, basis = round_input
-        if self.is_behind and self.replays and await self._repeat_round(gradient):
-            return
-        report = await self._all_reduce.all_reduce(
-            gradient,
-            weight=self._weight(),
-            wire=self._wire,
-            round=self.round,
-            fragment=self._fragment,
-            basis=basis,
-            settings=self._settings(),
-        )
-        self._averaged = gradient, report
+        try:
+            if self.is_behind and self.replays and await self._repeat_round(gradient):
+                return
+            report = await self._all_reduce.all_reduce(
+                gradient,
+                weight=self._weight(),
+                wire=self._wire,
+                round=self.round,
+                fragment=self._fragment,
+                basis=basis,
+                settings=self._settings(),
+            )
+        except RoundGoneError:
+            self.is_behind, self.replays = True, False
+        else:
+            self._averaged = gradient, report
 
     async def _repeat_round(self, gradient: dict[str, Tensor]) -> bool:
         """Take the mean of a round that a process of this rank was in before; return False if it is not decided yet."""
@@ -286,7 +296,8 @@ class DiLoCo:
     async def catch_up(self) -> None:
         """Take the outer steps of all rounds that were decided without this replica, if there are any.
 
-        What it did on its own meanwhile is dropped. `step` and `synchronize` do this where it is needed; called before
+        What it did on its own meanwhile is dropped. Where those rounds are deleted, the outer state of the run's latest
+        checkpoint is taken, and the rounds since. `step` and `synchronize` do this where it is needed; called before
         the first step of a replica that came back, it saves that step. One that `replays` need not: its inner
         optimizer would stay behind.
 
@@ -297,7 +308,11 @@ class DiLoCo:
         mean = await anyio.to_thread.run_sync(self._outer.zeros)
         while True:
             if self._averaged is None:
-                report = await self._all_reduce.adopt(mean, round=self.round, fragment=self._fragment)
+                try:
+                    report = await self._all_reduce.adopt(mean, round=self.round, fragment=self._fragment)
+                except RoundGoneError as exc:
+                    await self._take_checkpoint(exc)
+                    continue
                 if report is None:
                     break
                 self._averaged = mean, report
@@ -305,6 +320,26 @@ class DiLoCo:
         await self._all_reduce.announce(round=self.round, fragment=self._fragment)
         self.is_behind = False
         await self._hand_over_share()
+
+    async def _take_checkpoint(self, gone: RoundGoneError) -> None:
+        """Take the outer state of the run's latest checkpoint; raise `gone` if there is none beyond this replica."""
+        if self._checkpoints is None:
+            raise gone
+        loaded = await self._checkpoints.load()
+        if loaded.round <= self.round:
+            raise gone
+        await anyio.to_thread.run_sync(self._adopt_checkpoint, loaded)
+        self._emit("restored", rank=self._checkpoints.rank, round=self.round, step=self.inner_step)
+
+    def _adopt_checkpoint(self, loaded: Loaded) -> None:
+        """Be where the checkpoint is; what is the replica's own stays as it is."""
+        with self._applying:
+            self._outer.load_state_dict(loaded.outer)
+            self._outer.write_to_model()
+            self.inner_step = self._synced_at = loaded.inner_step
+            self.round = loaded.round
+            self._tokens_before = self._tokens
+            self._is_due = False
 
     @contextlib.contextmanager
     def outer_weights(self) -> Iterator[nn.Module]:

@@ -52,6 +52,10 @@ class CheckpointWriter:
         """Take `share` over; waits until the one before is written, so that at most one is held."""
         await self._send.send(share)
 
+    async def load(self, model_number: int) -> Loaded:
+        """Return the run's latest checkpoint of a model, without what is a replica's own; see `load_latest`."""
+        return await load_latest(self._store, model_number)
+
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._write_all)

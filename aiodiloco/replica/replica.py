@@ -165,7 +165,8 @@ class Replica:
     ) -> Checkpoints | None:
         if every is None:
             return None
-        return Checkpoints(every, self.rank, model_number, self._checkpoints.save, state)
+        writer = self._checkpoints
+        return Checkpoints(every, self.rank, model_number, writer.save, lambda: writer.load(model_number), state)
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,8 @@ import torch
 
 from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.collective.keys import Member, RoundKeys
-from aiodiloco.errors import RankTakenError, RoundRefusedError, RoundTimeoutError
+from aiodiloco.collective.plan import Link
+from aiodiloco.errors import RankTakenError, RoundGoneError, RoundRefusedError, RoundTimeoutError
 from aiodiloco.store import MemoryStore
 from aiodiloco.testing.simulation import run_in_virtual_time
 
@@ -268,6 +269,74 @@ def test_a_rank_that_comes_back_with_another_state_is_told_so() -> None:
         assert anyio.current_time() < 30
 
     simulate(main)
+
+
+@pytest.mark.parametrize("algorithm", ["gather", "scatter"])
+@pytest.mark.parametrize("is_member", [True, False])
+def test_a_round_that_is_deleted_while_it_is_read_is_no_reason_to_wait(algorithm: str, is_member: bool) -> None:
+    """A member that stood still since it contributed, and one that catches up, are told within seconds."""
+
+    class Held(MemoryStore):
+        """Lets one rank read no values, as if it were very slow."""
+
+        async def get(self, key: str, **options: Any) -> memoryview:
+            if key[-6:].isdecimal() and not deleted.is_set():
+                await deleted.wait()
+            return await super().get(key, **options)
+
+    deleted = anyio.Event()
+
+    async def main() -> None:
+        name = f"deleted-meanwhile-{algorithm}-{is_member}"
+        store = MemoryStore(name)
+        async with AsyncExitStack() as stack:
+            fast = [await stack.enter_async_context(open_rank(store, r, 3, algorithm=algorithm)) for r in range(2)]
+            slow = await stack.enter_async_context(open_rank(Held(name), 2, 3, algorithm=algorithm))
+
+            async def take() -> None:
+                with pytest.raises(RoundGoneError, match="rank 2 is too far behind"):
+                    await (slow.all_reduce(tensors(2)) if is_member else slow.adopt(tensors(2), round=0))
+
+            async with anyio.create_task_group() as tg:
+                if is_member:
+                    tg.start_soon(take)
+                await reduce_together(fast, 0)
+                if not is_member:
+                    tg.start_soon(take)
+                    await anyio.sleep(1)
+                for key in [key async for key in store.list("rounds/") if not key.endswith("decision.json")]:
+                    await store.delete(key)
+                deleted.set()
+        assert anyio.current_time() < GRACE_S + 30
+
+    simulate(main)
+
+
+def test_after_skipped_rounds_a_rank_plans_by_the_one_before() -> None:
+    """Who planned by an older round's link would choose another algorithm, and be refused."""
+
+    async def main() -> list[int]:
+        store = MemoryStore()
+        async with AsyncExitStack() as stack:
+            ranks = [await stack.enter_async_context(open_rank(store, r, 3)) for r in range(3)]
+            assert (await reduce_together(ranks, 0))[0][1].algorithm == "gather"
+            for rank in ranks[:2]:
+                rank._measured_link = Link(latency_s=1e-6, bandwidth=1e6)  # one on which scattering is worth it
+            for number in (1, 2):
+                await reduce_together(ranks[:2], number)
+            await ranks[2].announce(round=3)
+            results: dict[int, Any] = {}
+
+            async def skip() -> None:
+                results[2] = await ranks[2].all_reduce(tensors(2, 3), round=3)
+
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(skip)
+                await reduce_together(ranks[:2], 3)
+        assert results[2].algorithm == "scatter"
+        return [member.rank for member in results[2].members]
+
+    assert simulate(main) == [0, 1, 2]
 
 
 async def _decided(store: MemoryStore, number: int) -> bool:

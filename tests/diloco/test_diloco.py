@@ -11,7 +11,7 @@ from torch import nn
 from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.diloco import DiLoCo, NesterovSGD
 from aiodiloco.diloco.diloco import Checkpoints
-from aiodiloco.errors import RoundRefusedError, RoundTimeoutError
+from aiodiloco.errors import CheckpointError, RoundRefusedError, RoundTimeoutError
 from aiodiloco.store import MemoryStore
 from aiodiloco.testing.cancellation import cancel_at_every_step
 from tests.collective.ranks import on_all, open_ranks
@@ -370,6 +370,10 @@ async def test_a_step_that_waits_for_nothing_gives_others_a_turn():
         tg.cancel_scope.cancel()
 
 
+async def no_checkpoint():
+    raise CheckpointError("there is none")
+
+
 async def test_a_share_of_a_checkpoint_is_handed_over_by_the_next_call_after_a_cancellation():
     """Also where that call finds nothing else to do: after the last round there is no later one."""
     saved, is_busy = [], True
@@ -380,7 +384,7 @@ async def test_a_share_of_a_checkpoint_is_handed_over_by_the_next_call_after_a_c
         saved.append(share.round)
 
     async with ObjectStoreAllReduce(MemoryStore(), rank=0, world_size=1) as all_reduce:
-        plan = Checkpoints(1, 0, 0, save)
+        plan = Checkpoints(1, 0, 0, save, no_checkpoint)
         replica = TrainingReplica(all_reduce, sync_every=1000, checkpoints=plan)
         replica.diloco.advance()
         with anyio.move_on_after(0.5):
@@ -402,6 +406,6 @@ async def test_a_replica_that_comes_back_after_the_last_round_still_writes_its_s
         all_reduce.keep_from(0)
         await TrainingReplica(all_reduce, sync_every=5).train(10)
     async with ObjectStoreAllReduce(store, rank=0, world_size=1, incarnation=1, takes_over=True) as all_reduce:
-        plan = Checkpoints(1, 0, 0, save)
+        plan = Checkpoints(1, 0, 0, save, no_checkpoint)
         await TrainingReplica(all_reduce, sync_every=5, checkpoints=plan).diloco.catch_up()
     assert saved == [2]

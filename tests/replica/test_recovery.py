@@ -30,6 +30,7 @@ class Run:
         self.uri = f"memory://{name}"
         self.finals: dict[int, bytes] = {}
         self.scopes: dict[int, anyio.CancelScope] = {}
+        self.pauses: dict[tuple[int, int], float] = {}  # (rank, step) -> seconds it stands still after that step
         self.rounds: dict[int, list[int]] = {rank: [] for rank in range(WORLD)}
         self._tasks = tasks
         self._options = {"checkpoint_every": 1, **options}
@@ -54,7 +55,7 @@ class Run:
                 diloco = replica.diloco(model, inner, sync_every=SYNC_EVERY, wire="bf16", **options)
                 for step in diloco.steps(TOTAL):
                     loss = train_step(model, inner, rank, step)
-                    await anyio.sleep(STEP_S)
+                    await anyio.sleep(STEP_S + self.pauses.get((rank, step), 0.0))
                     await diloco.step(loss=loss, tokens=8)
                     self.rounds[rank].append(diloco.round)
                 with diloco.outer_weights():
@@ -151,6 +152,27 @@ def test_a_run_that_stopped_goes_on_to_the_bit(stopped_at: float, every: int) ->
         assert run.finals == dict.fromkeys(range(WORLD), expected)
 
     simulate(main)
+
+
+@pytest.mark.parametrize("step", [8, 9], ids=["between-rounds", "before-its-contribution"])
+def test_a_replica_that_stood_still_until_its_rounds_were_deleted_goes_on_from_a_checkpoint(step: int) -> None:
+    """It lives, and holds its rank: what it missed is a matter of reading, not of starting it again."""
+
+    async def main() -> list[str]:
+        uri = f"far-behind-{step}"
+        async with anyio.create_task_group() as tg:
+            run = Run(uri, tg, min_replicas=2, grace=3.0)
+            run.pauses[2, step] = 40.0
+            run.start_all()
+        assert len(set(run.finals.values())) == 1
+        assert set(run.finals) == set(range(WORLD))
+        assert run.rounds[2][-1] == TOTAL // SYNC_EVERY
+        assert len(run.rounds[2]) < TOTAL - 20
+        async with open_store(run.uri) as store:
+            events, _ = await read_events(store)
+        return [e.kind for e in events if e.writer == "2-0"]
+
+    assert "restored" in simulate(main)
 
 
 def test_a_run_whose_latest_checkpoint_is_damaged_goes_on_from_the_one_before() -> None:
