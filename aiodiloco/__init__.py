@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from aiodiloco.run import Run, RunAttempt, RunOutcome, RunResult, RunStatus, attach, launch, reap
     from aiodiloco.store import FileStore, MemoryStore, S3Store, Store, join_uri, open_store, probe
     from aiodiloco.store.volume.store import VolumeStore
+    from aiodiloco.torchft import StoreManager
 
 __all__ = [
     "JSON",
@@ -98,6 +99,7 @@ __all__ = [
     "Store",
     "StoreAccessError",
     "StoreError",
+    "StoreManager",
     "StoreUnavailableError",
     "StoreUnsupportedError",
     "SyncDiLoCo",
@@ -134,6 +136,7 @@ _HOME = {
     "replica": ("Replica", "SyncReplica", "join", "join_sync"),
     "store": ("FileStore", "MemoryStore", "S3Store", "Store", "join_uri", "open_store", "probe"),
     "store.volume.store": ("VolumeStore",),
+    "torchft": ("StoreManager",),
     "run": ("Run", "RunAttempt", "RunOutcome", "RunResult", "RunStatus", "attach", "launch", "reap"),
 }
 _EXTRA_OF = {"modal": "modal", "torch": "torch", "safetensors": "torch", "xxhash": "torch"}

@@ -183,6 +183,11 @@ class ObjectStoreAllReduce:
         """Whether a round can do without some ranks."""
         return self._rules.min_members < self.world_size
 
+    @property
+    def timeout(self) -> float:
+        """Seconds one `all_reduce` may take."""
+        return self._timeout
+
     async def __aenter__(self) -> Self:
         if self._stack is not None:
             raise RuntimeError("this all-reduce is open already: make another object for another rank")

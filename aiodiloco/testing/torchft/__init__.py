@@ -1,0 +1,1 @@
+"""torchft's own tests of `LocalSGD` and `DiLoCo`, run on `StoreManager`: `python -m aiodiloco.testing.torchft`."""
