@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from aiodiloco.records import JSON
     from aiodiloco.store import Store
 
-__all__ = ["Share", "Snapshot", "save_share", "take_share"]
+__all__ = ["Share", "Snapshot", "check_snapshot", "save_share", "take_share"]
 
 _MOST_FILE_BYTES = 64 << 20
 _FILES_AT_ONCE = 2
@@ -74,6 +75,12 @@ class Share:
     def round(self) -> int:
         """Rounds the snapshot has taken."""
         return self.keys.round
+
+
+def check_snapshot(snapshot: Snapshot) -> None:
+    """Raise TypeError, saying where, if a snapshot holds something that a checkpoint cannot. Copies nothing."""
+    for part in ("outer", "model", "frozen", "replica"):
+        pack_tree(getattr(snapshot, part), part)
 
 
 def take_share(snapshot: Snapshot, *, rank: int, part: int, num_parts: int) -> Share:
@@ -172,7 +179,7 @@ class _Saving:
         return tuple(await map_concurrently(put, range(len(runs)), limit=_FILES_AT_ONCE))
 
     async def put(self, key_of: Callable[[str], str], tensors: Mapping[str, Tensor], tree: JSON) -> FileEntry:
-        """Write one file. Under a key made of its digest it need not be written twice."""
+        """Write one file. Under a key made of its digest it need not be written twice, nor sent if it is there."""
 
         def serialise() -> tuple[bytes, str]:
             data = write_file(tensors, tree)
@@ -180,11 +187,17 @@ class _Saving:
 
         data, hexdigest = await run_in_worker(lambda _: serialise(), self.workers)
         key = key_of(hexdigest)
-        if hexdigest in key:
-            await self.store.put_if_absent(key, data)
-        else:
+        if hexdigest not in key:
             await self.store.put(key, data)
+        elif key != frozen_key(hexdigest) or not await self._has(key):
+            await self.store.put_if_absent(key, data)
         return FileEntry(key, len(data), hexdigest)
+
+    async def _has(self, key: str) -> bool:
+        with contextlib.suppress(KeyNotFoundError):
+            await self.store.get(key, length=0)
+            return True
+        return False
 
     async def read_parts(self, keys: CheckpointKeys, num_parts: int) -> list[Part] | None:
         """Return what all writers wrote, or None while one is missing."""

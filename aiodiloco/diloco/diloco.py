@@ -12,8 +12,9 @@ import anyio.lowlevel
 import anyio.to_thread
 import torch
 
-from aiodiloco.checkpoint import take_share
-from aiodiloco.diloco.outer import NesterovSGD, OuterOptimizerFactory, OuterState, check_same_tensors
+from aiodiloco.checkpoint import check_snapshot, take_share
+from aiodiloco.diloco.fitting import check_has, check_same_groups, check_same_tensors
+from aiodiloco.diloco.outer import NesterovSGD, OuterOptimizerFactory, OuterState
 from aiodiloco.diloco.snapshot import Stateful, restore_snapshot, take_snapshot
 from aiodiloco.errors import RoundGoneError
 
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from aiodiloco.checkpoint import Loaded, Share
+    from aiodiloco.checkpoint import Loaded, Share, Snapshot
     from aiodiloco.collective import AllReduceReport
 
 __all__ = ["AllReduce", "Checkpoints", "DiLoCo", "Emit"]
 
 
 _INNER_STEP = "the inner step of the round"
+_STATE = ("inner_step", "round", "synced_at", "tokens", "tokens_before", "model", "inner_optimizer", "outer")
 
 
 class AllReduce(Protocol):
@@ -97,6 +99,12 @@ class Checkpoints:
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise ValueError(f"checkpoint_every must be an int >= 1 (rounds between checkpoints), not {self.every!r}")
+        for name, part in self.state.items():
+            if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+                raise TypeError(
+                    f"state[{name!r}] is a {type(part).__qualname__}: what a checkpoint keeps needs state_dict() and "
+                    "load_state_dict()"
+                )
 
 
 class DiLoCo:
@@ -124,6 +132,7 @@ class DiLoCo:
 
     Raises:
         ValueError: `sync_every` < 1, no trainable parameters, or an optimizer of another model.
+        TypeError: a checkpoint cannot hold something of the training loop's state; says where it is.
 
     Attributes:
         inner_step: Inner steps taken.
@@ -183,6 +192,8 @@ class DiLoCo:
         self._num_calls = 0  # of step
         self._tokens = 0
         self._clock = time.perf_counter()
+        if checkpoints is not None:
+            check_snapshot(self._snapshot(checkpoints))
 
     def steps(self, total: int) -> Iterator[int]:
         """Iterate over the numbers of the inner steps still to take, up to `total` in the whole run.
@@ -371,6 +382,8 @@ class DiLoCo:
             "inner_step": self.inner_step,
             "round": self.round,
             "synced_at": self._synced_at,
+            "tokens": self._tokens,
+            "tokens_before": self._tokens_before,
             "model": self._model.state_dict(),
             "inner_optimizer": self._inner_optimizer.state_dict(),
             "outer": self._outer.state_dict(),
@@ -382,13 +395,16 @@ class DiLoCo:
         Raises:
             ValueError: it is of another model; nothing was loaded.
         """
+        check_has(state, _STATE, "state")
         self._outer.check_state(state["outer"])
         check_same_tensors(state["model"], self._model.state_dict(), "model")
+        check_same_groups(state["inner_optimizer"], self._inner_optimizer, "inner optimizer")
         self._outer.load_state_dict(state["outer"])
         self._model.load_state_dict(state["model"])
         self._inner_optimizer.load_state_dict(state["inner_optimizer"])
         self.inner_step, self.round = state["inner_step"], state["round"]
         self._synced_at = state["synced_at"]
+        self._tokens, self._tokens_before = state["tokens"], state["tokens_before"]
 
     def restore(self, loaded: Loaded) -> None:
         """Continue from a checkpoint of this run or of another one of the same model.
@@ -398,6 +414,8 @@ class DiLoCo:
         """
         state = {} if self._checkpoints is None else self._checkpoints.state
         restore_snapshot(loaded, self._model, self._inner_optimizer, self._outer, state)
+        if loaded.replica is not None:
+            self._tokens = self._tokens_before = loaded.replica["tokens"]
         self.inner_step = self._synced_at = loaded.inner_step
         self.round = loaded.round
         self.is_behind = True
@@ -445,20 +463,20 @@ class DiLoCo:
             return
         ranks = [member.rank for member in report.members]
         if plan.rank in ranks:
-            self._share = take_share(
-                take_snapshot(
-                    self._model,
-                    self._inner_optimizer,
-                    self._outer,
-                    plan.state,
-                    model_number=plan.model_number,
-                    round=self.round,
-                    inner_step=self.inner_step,
-                ),
-                rank=plan.rank,
-                part=ranks.index(plan.rank),
-                num_parts=len(ranks),
-            )
+            part, num_parts = ranks.index(plan.rank), len(ranks)
+            self._share = take_share(self._snapshot(plan), rank=plan.rank, part=part, num_parts=num_parts)
+
+    def _snapshot(self, plan: Checkpoints) -> Snapshot:
+        return take_snapshot(
+            self._model,
+            self._inner_optimizer,
+            self._outer,
+            plan.state,
+            model_number=plan.model_number,
+            round=self.round,
+            inner_step=self.inner_step,
+            tokens=self._tokens,
+        )
 
     def _weight(self) -> float:
         tokens = self._tokens - self._tokens_before

@@ -10,11 +10,12 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from aiodiloco.codec import as_bytes, digest
+from aiodiloco.diloco.fitting import check_same_groups, check_same_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["NesterovSGD", "OuterOptimizerFactory", "OuterState", "check_same_tensors"]
+__all__ = ["NesterovSGD", "OuterOptimizerFactory", "OuterState"]
 
 OuterOptimizerFactory: TypeAlias = Callable[[Iterable[torch.Tensor]], Optimizer]
 """Makes the outer optimizer for given parameters: `NesterovSGD(…)`, `torch.optim.Adam`, or a `functools.partial`."""
@@ -125,8 +126,9 @@ class OuterState:
         return {"parameters": dict(self.parameters), "optimizer": self.optimizer.state_dict()}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError, naming a parameter, unless `state` is of this model."""
+        """Raise ValueError, naming a parameter, unless `state` is of this model and a like optimizer."""
         check_same_tensors(state["parameters"], self.parameters, "outer state")
+        check_same_groups(state["optimizer"], self.optimizer, "outer optimizer")
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -137,21 +139,6 @@ class OuterState:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def check_same_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
-    """Raise ValueError, naming a tensor, unless both have the same names and shapes."""
-    wrong = [name for name in own.keys() | saved.keys() if _shape(saved, name) != _shape(own, name)]
-    if wrong:
-        name = min(wrong)
-        raise ValueError(
-            f"the saved {what} does not fit this model: parameter {name!r} is {_shape(saved, name)} there and "
-            f"{_shape(own, name)} here ({len(wrong)} differ); build the model it was saved from"
-        )
-
-
 def _master_copy(parameter: nn.Parameter) -> Tensor:
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     return parameter.detach().to("cpu", dtype, copy=True).contiguous()
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
-    return str(tuple(tensors[name].shape)) if name in tensors else "missing"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from aiodiloco.checkpoint import Loaded, Snapshot
+from aiodiloco.diloco.fitting import check_same_groups, check_same_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,7 @@ def take_snapshot(
     model_number: int,
     round: int,  # noqa: A002 - the field's word
     inner_step: int,
+    tokens: int,
 ) -> Snapshot:
     """Return references to everything that training continues from; right after a round, when all outer states agree.
 
@@ -62,6 +64,7 @@ def take_snapshot(
         replica={
             "inner_optimizer": inner_optimizer.state_dict(),
             "buffers": dict(model.named_buffers()),
+            "tokens": tokens,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "state": {name: part.state_dict() for name, part in state.items()},
@@ -78,14 +81,19 @@ def restore_snapshot(
 ) -> None:
     """Continue from a checkpoint; where it has nothing of this replica's own, that stays as it is.
 
+    What the training loop keeps itself is loaded first: if it refuses, nothing else is touched.
+
     Raises:
         ValueError: it is of another model; nothing was changed.
     """
-    outer.check_state(loaded.outer)
+    _check_fits(loaded, model, inner_optimizer, outer)
+    own = loaded.replica
+    for name, part in state.items():
+        if own is not None and name in own["state"]:
+            part.load_state_dict(own["state"][name])
     outer.load_state_dict(loaded.outer)
     outer.write_to_model()
     model.load_state_dict({**loaded.frozen, **loaded.model["buffers"]}, strict=False)
-    own = loaded.replica
     if own is None:
         return
     inner_optimizer.load_state_dict(own["inner_optimizer"])
@@ -96,6 +104,19 @@ def restore_snapshot(
     torch.set_rng_state(own["rng"])
     if torch.cuda.is_available() and len(own["cuda_rng"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(own["cuda_rng"])
-    for name, part in state.items():
-        if name in own["state"]:
-            part.load_state_dict(own["state"][name])
+
+
+def _check_fits(loaded: Loaded, model: nn.Module, inner_optimizer: torch.optim.Optimizer, outer: OuterState) -> None:
+    """Raise ValueError unless all of a checkpoint can be loaded."""
+    outer.check_state(loaded.outer)
+    others = {**loaded.frozen, **loaded.model["buffers"]}
+    trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    check_same_tensors(others, {n: v for n, v in model.state_dict().items() if n not in trained}, "model")
+    own = loaded.replica
+    if own is None:
+        return
+    check_same_groups(own["inner_optimizer"], inner_optimizer, "inner optimizer")
+    buffers = dict(model.named_buffers())
+    check_same_tensors({n: v for n, v in own["buffers"].items() if n in buffers}, buffers, "replica's own state")
+    if own["rng"].shape != torch.get_rng_state().shape:
+        raise ValueError("the saved random state is of another version of torch: install the one it was saved with")

@@ -133,7 +133,8 @@ class Replica:
             state: What a checkpoint should keep of the training loop's own, by name: a data loader, a schedule.
 
         Raises:
-            ValueError: an argument out of range; see `DiLoCo`.
+            ValueError: an argument out of range, or the run's checkpoint is of another model; see `DiLoCo`.
+            TypeError: a checkpoint cannot hold something in `state`; says where it is.
         """
         _check_streaming(fragments, delay, mix)
         fragment = next(self._fragments)

@@ -114,10 +114,20 @@ async def test_load_checkpoint_gives_a_state_dict_without_a_run() -> None:
         await load_checkpoint(store, round=3)
 
 
-async def test_what_never_changes_is_written_once() -> None:
-    store = MemoryStore()
+async def test_what_never_changes_is_sent_once() -> None:
+    """Frozen weights may be most of a model: not even a conditional write, which sends all of it, is made twice."""
+    sent: list[str] = []
+
+    class Watched(MemoryStore):
+        async def put_if_absent(self, key: str, data: Any) -> bool:
+            sent.append(key)
+            return await super().put_if_absent(key, data)
+
+    store = Watched()
     for number in range(1, 4):
         await save(store, number)
+    assert len([key for key in sent if key.startswith("checkpoints/frozen/")]) == 1
+    assert (await load_checkpoint(store, round=3))["frozen"].tolist() == [0, 1, 2, 3, 4]
     assert len([key async for key in store.list("checkpoints/frozen/")]) == 1
 
 

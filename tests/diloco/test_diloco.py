@@ -342,15 +342,44 @@ async def test_outer_weights_refuses_what_would_lose_the_local_ones():
         await replica.train(10)
 
 
-async def test_a_state_of_another_model_is_refused_and_nothing_is_loaded():
+def other_shape(state):
+    state["model"]["0.weight"] = torch.zeros(2, 2)
+
+
+def other_outer_optimizer(state):
+    state["outer"]["optimizer"]["param_groups"][0]["params"].pop()
+
+
+def other_inner_optimizer(state):
+    state["inner_optimizer"]["param_groups"][0]["params"].pop()
+
+
+def no_counter(state):
+    del state["synced_at"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (other_shape, r"saved model does not fit this model: parameter '0.weight' is \(2, 2\)"),
+        (other_outer_optimizer, r"state of the outer optimizer does not fit: its groups hold \[3\] .* and \[4\] here"),
+        (other_inner_optimizer, r"state of the inner optimizer does not fit: its groups hold \[3\] .* and \[4\] here"),
+        (no_counter, r"the saved state lacks 'synced_at'"),
+    ],
+)
+async def test_a_state_that_does_not_fit_is_refused_and_nothing_is_loaded(spoil, match):
     async with open_ranks(MemoryStore(), 1) as (rank,):
         replica = TrainingReplica(rank, sync_every=2)
         await replica.train(4)
-        state, before = copy.deepcopy(replica.diloco.state_dict()), replica.bits()
-        state["model"]["0.weight"] = torch.zeros(2, 2)
-        with pytest.raises(ValueError, match=r"saved model does not fit this model: parameter '0.weight' is \(2, 2\)"):
+        state = copy.deepcopy(replica.diloco.state_dict())
+        await replica.train(8)
+        before, moments = replica.bits(), copy.deepcopy(replica.inner.state_dict())
+        spoil(state)
+        with pytest.raises(ValueError, match=match):
             replica.diloco.load_state_dict(state)
         assert replica.bits() == before
+        assert replica.diloco.inner_step == 8
+        assert str(replica.inner.state_dict()) == str(moments)
 
 
 async def test_a_step_that_waits_for_nothing_gives_others_a_turn():

@@ -150,6 +150,10 @@ def test_a_run_that_stopped_goes_on_to_the_bit(stopped_at: float, every: int) ->
                 run.start(rank)
                 await anyio.sleep(7)
         assert run.finals == dict.fromkeys(range(WORLD), expected)
+        async with open_store(run.uri) as store:
+            events, _ = await read_events(store)
+        seen = [event.data for event in events if event.kind == "step" and event.writer == "0-1"]
+        assert (seen[-1]["step"], seen[-1]["tokens"]) == (TOTAL, 8 * TOTAL)
 
     simulate(main)
 
