@@ -432,7 +432,7 @@ class ObjectStoreAllReduce:
         self._agreed_link[fragment] = decision.link  # every rank reads the same, so all plan alike
         for keys in [k for k in self._sent if k.fragment == fragment]:
             del self._sent[keys]
-        report = round_.report(time.perf_counter() - began, decision.excluded)
+        report = round_.report(time.perf_counter() - began, decision.excluded, self.world_size)
         self._measured_link = report.link or self._measured_link
         return report
 

@@ -27,6 +27,7 @@ class AllReduceReport:
         fragment: Which part of the model.
         members: Whose contributions are in the mean, in rank order.
         included: Whether this rank's is.
+        absent: The ranks whose contributions are not, in order: late, dead, or left out.
         excluded: Who contributed in vain, as `"rank-incarnation"`, and why.
         settings: What all members had agreed on besides the tensors.
         algorithm: `"gather"` or `"scatter"`.
@@ -43,6 +44,7 @@ class AllReduceReport:
     fragment: int
     members: tuple[Member, ...]
     included: bool
+    absent: tuple[int, ...]
     excluded: Mapping[str, str]
     settings: Mapping[str, str]
     algorithm: Algorithm
@@ -56,7 +58,8 @@ class AllReduceReport:
     def to_dict(self) -> dict[str, JSON]:
         """Return the report as JSON values; members as `"rank-incarnation"`."""
         plain = {name: dict(getattr(self, name)) for name in ("excluded", "settings", "seconds")}
-        return {**dataclasses.asdict(self), "members": [str(m) for m in self.members], **plain}
+        ranks = {"members": [str(member) for member in self.members], "absent": list(self.absent)}
+        return {**dataclasses.asdict(self), **ranks, **plain}
 
 
 class Meter:

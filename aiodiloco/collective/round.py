@@ -118,13 +118,15 @@ class Round:
         rates = [w.nbytes / w.busy_s for w in (self.uploads, self.downloads) if w.nbytes >= _TELLING_BYTES and w.busy_s]
         return Link(self.meter.shortest_s, min(rates)) if rates else None
 
-    def report(self, total_s: float, excluded: Mapping[Member, str]) -> AllReduceReport:
+    def report(self, total_s: float, excluded: Mapping[Member, str], world_size: int) -> AllReduceReport:
         """Return what the round cost this rank so far, `total_s` seconds after it began."""
+        present = {member.rank for member in self.members}
         return AllReduceReport(
             round=self.keys.round,
             fragment=self.keys.fragment,
             members=self.members,
             included=self.position is not None,
+            absent=tuple(rank for rank in range(world_size) if rank not in present),
             excluded={str(member): why for member, why in excluded.items()},
             settings=dict(self.agreement.settings),
             algorithm=self.agreement.algorithm,

@@ -170,6 +170,7 @@ class Driver:
             self._on_launched()
         if self.launch_error is not None:
             self.stop(str(self.launch_error))
+        self._tell_ends()
         elapsed_s, spent_gpu_s = self.roster.elapsed_s, self.roster.spent_gpu_s
         if reason := why_stop(self._record, elapsed_s=elapsed_s, spent_gpu_s=spent_gpu_s):
             self.stop(reason)
@@ -213,8 +214,22 @@ class Driver:
         if not self._holder.deposed:
             await self._say(LeaseState.released)
 
+    def _tell_ends(self) -> None:
+        """Log how processes ended."""
+        for slot, row in self.roster.new_ends():
+            self._events.emit(
+                "ended",
+                rank=slot.rank,
+                incarnation=slot.incarnation,
+                status=row.status.value,
+                exit_code=row.exit_code,
+                error=row.error,
+                preempted=row.preempted,
+            )
+
     async def _finish(self, reason: str) -> RunResult:
         rows = self.roster.rows()
+        self._tell_ends()
         if has_succeeded(self._record.policy, rows):
             outcome = RunOutcome.succeeded
         else:

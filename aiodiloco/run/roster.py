@@ -31,6 +31,7 @@ class _Entry:
         row: How it ended, where the group cannot know.
         since_s: On the run's clock, since when it runs.
         ended_s: When it ended, on the same clock.
+        is_told: Its end was told as news.
     """
 
     position: int | None = None
@@ -38,6 +39,7 @@ class _Entry:
     since_s: float = 0.0
     ended_s: float | None = None
     is_unknown: bool = False
+    is_told: bool = False
 
 
 class Roster:
@@ -124,6 +126,14 @@ class Roster:
             Attempt(slot, self._row(entry), entry.ended_s or 0.0, entry.is_unknown)
             for slot, entry in sorted(self._entries.items())
         ]
+
+    def new_ends(self) -> list[tuple[Slot, ReplicaResult]]:
+        """Return the processes that were started and have ended since this was asked last, and how."""
+        ended = [(slot, entry) for slot, entry in sorted(self._entries.items()) if not entry.is_told]
+        rows = [(slot, entry, self._row(entry)) for slot, entry in ended if entry.position is not None]
+        for _, entry, row in rows:
+            entry.is_told = row is not None
+        return [(slot, row) for slot, _, row in rows if row is not None]
 
     def handles(self) -> list[ReplicaHandle]:
         """Return the handle of each rank's latest process, in rank order."""

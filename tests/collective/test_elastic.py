@@ -76,6 +76,7 @@ def test_a_dead_rank_costs_one_grace_period_and_no_more(algorithm: str, dead: in
                     assert torch.equal(mean, mean_of([rank.rank for rank in alive], number))
                     assert [member.rank for member in report.members] == [rank.rank for rank in alive]
                     assert report.included
+                    assert report.to_dict()["absent"] == [dead]
         assert GRACE_S <= times[0] < GRACE_S + 5
         assert times[1] < 5
 
@@ -102,9 +103,11 @@ def test_a_late_rank_gets_the_mean_without_being_in_it(algorithm: str) -> None:
                 assert report is not None
                 assert not report.included
                 assert torch.equal(mine["w"], mean_of([0, 1], number))
+                assert report.absent == (2, 3), "the world has four"
             assert await late.adopt(mine, round=3) is None
             await late.announce(round=3)
             results = await reduce_together(ranks, 3)
+            assert [report.absent for _, report in results.values()] == [(3,)] * 3
             assert all(torch.equal(mean, mean_of([0, 1, 2], 3)) for mean, _ in results.values())
 
     simulate(main)
@@ -225,6 +228,7 @@ def test_poison_is_left_out_and_its_rank_gets_the_mean() -> None:
         for r in range(4):
             assert torch.equal(mine[r]["w"], mean_of([0, 1, 2]))
             assert reports[r].included == (r != 3)
+            assert reports[r].absent == (3,)
             assert list(reports[r].excluded) == ["3-0"]
 
     simulate(main, float("nan"))

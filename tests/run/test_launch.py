@@ -327,8 +327,16 @@ async def test_a_rank_that_failed_is_started_again(
     ends = [(one.row.rank, one.incarnation, one.row.status) for one in result.attempts]
     assert ends == [(0, 0, "succeeded"), (1, 0, "failed"), (1, 1, "failed"), (1, 2, "succeeded")]
     assert [request.entrypoint_args["incarnation"] for request in backend.requests] == [0, 0, 1, 2]
-    told = [(e.kind, e.data["rank"], e.data["incarnation"]) for e in events if e.kind in ("spawned", "respawned")]
-    assert told[2:] == [("respawned", 1, 1), ("spawned", 1, 1), ("respawned", 1, 2), ("spawned", 1, 2)]
+    told = [(e.kind, e.data["rank"], e.data["incarnation"]) for e in events if e.data.get("rank") == 1]
+    assert told == [
+        *(("spawned", 1, 0), ("ended", 1, 0)),
+        *(("respawned", 1, 1), ("spawned", 1, 1), ("ended", 1, 1)),
+        *(("respawned", 1, 2), ("spawned", 1, 2), ("ended", 1, 2)),
+    ]
+    ends = [(e.data["status"], e.data["preempted"], e.data["error"]) for e in events if e.kind == "ended"]
+    assert ends.count(("succeeded", False, None)) == 2
+    assert ("failed", False, "failed by script") in ends
+    assert ("failed", True, "failed by script") in ends
 
 
 async def test_what_failed_too_often_is_left_to_the_next_policy(executor: Executor, store: str, world: World) -> None:
