@@ -41,11 +41,11 @@ ALLOWED = {600: 0.07, 2400: 0.04}
 
 
 def train_data_parallel(
-    *, rank: int, world_size: int, rendezvous_uri: str, steps: int, seed: int, evaluate_at: list[int]
+    *, rank: int, num_shards: int, rendezvous_uri: str, steps: int, seed: int, evaluate_at: list[int]
 ) -> dict[str, float]:
     """Train one model on the batches of all ranks together."""
     model, optimizer = new_model(seed)
-    shards = [ReplicaData(rank=r, world_size=world_size, seed=seed, context=model.context) for r in range(world_size)]
+    shards = [ReplicaData(rank=r, world_size=num_shards, seed=seed, context=model.context) for r in range(num_shards)]
     held_out = shards[0].held_out
     with join_sync(rendezvous_uri, rank=rank, world_size=1) as replica:
         for step in range(1, steps + 1):
@@ -59,12 +59,17 @@ def train_data_parallel(
 async def measure(settings: DemoSettings) -> dict[str, Any]:
     """Train all three side by side and return what came out, as JSON values."""
     args = {
-        "world_size": settings.replicas,
         "steps": settings.steps,
         "seed": settings.seed,
         "evaluate_at": settings.evaluate_at(),
     }
-    diloco_args = {**args, "sync_every": settings.sync_every, "wire": settings.wire}
+    diloco_args = {
+        **args,
+        "world_size": settings.replicas,
+        "sync_every": settings.sync_every,
+        "wire": settings.wire,
+    }
+    args["num_shards"] = settings.replicas
     outcomes: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="aiodiloco-convergence-") as scratch:
         async with LocalProcessExecutor(root=Path(scratch, "replicas")) as executor, anyio.create_task_group() as tg:

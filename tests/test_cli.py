@@ -56,7 +56,8 @@ def test_version_is_the_packages(tmp_path):
 def test_help_names_every_option_of_the_demo():
     result = CliRunner().invoke(app, ["demo", "--help"])
     assert result.exit_code == 0
-    for option in ("--replicas", "--steps", "--sync-every", "--store", "--wire", "--seed", "--out", "--json"):
+    options = ("--replicas", "--steps", "--sync-every", "--store", "--wire", "--seed", "--no-kill", "--away", "--out")
+    for option in (*options, "--json"):
         assert option in result.output
 
 
@@ -123,6 +124,27 @@ def test_a_demo_that_wins_prints_lines_a_table_and_where_its_files_are(tmp_path)
     assert not list((tmp_path / "tmp").glob("aiodiloco*")), "the temporary store is gone"
 
 
+def test_a_replica_that_is_killed_halfway_comes_back_and_ends_with_the_others_weights(tmp_path):
+    done = _run("demo", "--replicas", "2", "--steps", "80", "--sync-every", "10", "--away", "0.5", cwd=tmp_path)
+    assert "different weights" not in done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("Replica 1")]
+    assert [re.split(" in round |, ", line)[0] for line in told] == [
+        "Replica 1 will be killed halfway",
+        "Replica 1 was killed on purpose (SIGKILL)",
+        "Replica 1 is started again",
+        "Replica 1 is back",
+        "Replica 1 was killed on purpose",
+    ]
+    result = json.loads((tmp_path / "demo-out" / "result.json").read_text())
+    assert result["replicas_agree"] is True
+    [outage] = result["outages"]
+    assert (outage["rank"], outage["incarnation"], outage["is_respawned"]) == (1, 0, True)
+    assert outage["error"].startswith("killed by SIGKILL")
+    assert 5 <= outage["in_round"] <= outage["back_in"] <= 8
+    absent = [number for number, seen in enumerate(result["participation"], start=1) if seen["absent"] == [1]]
+    assert absent == outage["missed"]
+
+
 def test_a_demo_that_loses_exits_with_1_and_its_json_is_alone_on_stdout(tmp_path):
     """An honest loss, in a store of the user's."""
     store = tmp_path / "store"
@@ -132,7 +154,9 @@ def test_a_demo_that_loses_exits_with_1_and_its_json_is_alone_on_stdout(tmp_path
     result = json.loads(done.stdout)
     assert result == json.loads((tmp_path / "there" / "result.json").read_text())
     assert result["diloco_wins"] is False
-    assert result["settings"] == {"replicas": 1, "steps": 14, "sync_every": 1, "wire": "int8", "seed": 0}
+    asked = {"replicas": 1, "steps": 14, "sync_every": 1, "wire": "int8", "seed": 0}
+    assert result["settings"] == {**asked, "kill": True, "away": None}
+    assert result["outages"] == [], "nobody would be left"
     parameters = result["num_parameters"]
     assert 14 * parameters < result["bytes_sent"] < 1.1 * 14 * parameters, "a byte for each parameter in each round"
     assert any(store.glob("runs/*/events/0-0/*.jsonl"))

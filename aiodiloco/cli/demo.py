@@ -16,6 +16,7 @@ from rich.console import Console
 from aiodiloco.cli.extras import MissingExtraError, needs_extra
 from aiodiloco.demo.progress import show_progress
 from aiodiloco.demo.settings import DemoSettings
+from aiodiloco.demo.story import summarise
 from aiodiloco.demo.table import describe_verdict, make_table
 from aiodiloco.demo.units import format_count
 from aiodiloco.errors import AiodilocoError, StoreAccessError
@@ -46,16 +47,25 @@ def demo(
     ] = None,
     wire: Annotated[str, typer.Option(help="Format on the wire: fp32, fp16, bf16, int8 or e3m0.")] = _DEFAULT.wire,
     seed: Annotated[int, typer.Option(help="Seed of initial weights and batches.")] = _DEFAULT.seed,
+    kill: Annotated[
+        bool, typer.Option("--kill/--no-kill", help="Kill a replica halfway, to see it come back.")
+    ] = _DEFAULT.kill,
+    away: Annotated[
+        float | None, typer.Option(help="Seconds before it is started again.", show_default="3 to 8")
+    ] = _DEFAULT.away,
     out: Annotated[Path, typer.Option(help="Directory for demo.png and result.json.")] = Path("demo-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
 ) -> None:
     """Train a small language model with DiLoCo, and one replica alone to compare.
 
-    Replicas are processes of this machine; the text is the source of Python's standard library. Exits with 1 if DiLoCo
-    does not beat the lone replica.
+    Replicas are processes of this machine; the text is the source of Python's standard library. Halfway one of them is
+    killed: the others go on, and it is started again and comes back. Exits with 1 if DiLoCo does not beat the lone
+    replica.
     """
     try:
-        settings = DemoSettings(replicas=replicas, steps=steps, sync_every=sync_every, wire=wire, seed=seed)
+        settings = DemoSettings(
+            replicas=replicas, steps=steps, sync_every=sync_every, wire=wire, seed=seed, kill=kill, away=away
+        )
         report = _run(settings, store, out, _Console(stderr=as_json, highlight=False))
     except StoreAccessError as exc:
         raise typer.BadParameter(str(exc), param_hint="--store") from exc
@@ -85,6 +95,8 @@ def _run(settings: DemoSettings, store: str | None, out: Path, console: Console)
     draw(report, picture)
     numbers.write_text(_to_json(report) + "\n", encoding="utf-8")
     console.print(make_table(report))
+    for outage in report.outages:
+        console.print(summarise(outage, settings), soft_wrap=True)
     if report.is_good:
         console.print(describe_verdict(report), soft_wrap=True)
     console.print(f"Took {report.seconds:.0f} s. See {picture} and {numbers}.", soft_wrap=True)
@@ -95,11 +107,16 @@ def _describe_plan(settings: DemoSettings) -> str:
     from aiodiloco.demo.corpus import find_corpus
 
     corpus = find_corpus()
+    accident = (
+        ""
+        if settings.victim is None
+        else f"\nReplica {settings.victim} will be killed halfway, on purpose; --no-kill leaves that out."
+    )
     return (
         f"DiLoCo with {format_count(settings.replicas, 'replica')}, meeting every "
         f"{format_count(settings.sync_every, 'step')}, next to one alone: {settings.steps} steps each.\n"
         f"Text: the source of Python's standard library, {len(corpus.train)} files to train on, "
-        f"{len(corpus.held_out)} held out."
+        f"{len(corpus.held_out)} held out.{accident}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Drive the demo: launch both runs, follow their event logs, gather what came out."""
+"""Drive the demo: launch both runs, watch them, kill a replica, gather what came out."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import anyio
 
 from aiodiloco.codec import wire_names
+from aiodiloco.demo.chronicle import Chronicle
+from aiodiloco.demo.kill import kill_replica, wait_for_round
 from aiodiloco.demo.model import GPT
-from aiodiloco.demo.report import DemoReport, held_out_curve
+from aiodiloco.demo.report import DemoReport, held_out_curve, steps_in_rounds
 from aiodiloco.demo.train import train_alone, train_with_diloco
 from aiodiloco.errors import StoreError
-from aiodiloco.events import Cursor, Event, follow_events, read_events
-from aiodiloco.executors import LocalProcessExecutor
+from aiodiloco.events import Event
+from aiodiloco.executors import LocalProcessExecutor, Respawn
 from aiodiloco.records import new_run_id, raise_for_failures
-from aiodiloco.store import MemoryStore, join_uri, open_store, probe
+from aiodiloco.run import launch
+from aiodiloco.store import MemoryStore, open_store
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
     from aiodiloco.demo.settings import DemoSettings
-    from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult
-    from aiodiloco.store import Store
+    from aiodiloco.records import JSON, ReplicaResult
+    from aiodiloco.run import Run
 
 __all__ = ["Watch", "check_demo", "run_demo"]
 
@@ -39,6 +42,8 @@ Watch: TypeAlias = Callable[[str, Event], None]
 _START_BOUND_S = 600.0
 _STEP_BOUND_S = 0.5  # times the number of replicas, which may all share one core
 
+_MAX_PREEMPTIONS = 3  # one is on purpose
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +53,7 @@ async def run_demo(
     """Train with DiLoCo and alone, side by side on this machine, and return what came out.
 
     Args:
-        settings: What to train.
+        settings: What to train, and whether to kill a replica halfway.
         store: Where the replicas meet; what they leave there stays. None is a temporary directory.
         watch: Called with every event of both runs, soon after it happened.
 
@@ -60,15 +65,9 @@ async def run_demo(
     """
     check_demo(settings, store)
     with tempfile.TemporaryDirectory(prefix="aiodiloco-demo-", ignore_cleanup_errors=True) as scratch:
-        root, run_id = Path(scratch, "store") if store is None else store, new_run_id()
-        async with (
-            open_store(join_uri(root, "runs", run_id)) as diloco_store,
-            open_store(join_uri(root, "runs", f"{run_id}-alone")) as alone_store,
-            LocalProcessExecutor(root=Path(scratch, "replicas")) as executor,
-        ):
-            await probe(diloco_store)
-            runs = (_Run("diloco", diloco_store, watch), _Run("alone", alone_store, watch))
-            return await _train(executor, settings, run_id, *runs)
+        root = Path(scratch, "store") if store is None else store
+        async with LocalProcessExecutor(root=Path(scratch, "replicas")) as executor:
+            return await _train(executor, settings, root, watch)
 
 
 def check_demo(settings: DemoSettings, store: str | os.PathLike[str] | None = None) -> None:
@@ -82,89 +81,116 @@ def check_demo(settings: DemoSettings, store: str | os.PathLike[str] | None = No
 
 
 async def _train(
-    executor: LocalProcessExecutor, settings: DemoSettings, run_id: str, diloco: _Run, alone: _Run
+    executor: LocalProcessExecutor, settings: DemoSettings, root: str | os.PathLike[str], watch: Watch | None
 ) -> DemoReport:
-    began = time.monotonic()
+    began, run_id = time.monotonic(), new_run_id()
+    # What fails by itself is not started again: that is an error to be shown.
+    policy = Respawn(max_restarts=0, max_preemptions=_MAX_PREEMPTIONS, backoff=settings.pause_s)
+    timeout = _START_BOUND_S + settings.steps * settings.replicas * _STEP_BOUND_S
     both: dict[str, JSON] = {
-        "world_size": settings.replicas,
         "steps": settings.steps,
         "seed": settings.seed,
         "evaluate_at": settings.evaluate_at(),
     }
-    together: dict[str, JSON] = {"sync_every": settings.sync_every, "wire": settings.wire}
-    args = {**both, **together, "rendezvous_uri": diloco.store.uri}
-    bound = _START_BOUND_S + settings.steps * settings.replicas * _STEP_BOUND_S
-    handles = await executor.launch_replicas(settings.replicas, train_with_diloco, args, timeout=bound, run_id=run_id)
-    args = {**both, "rendezvous_uri": alone.store.uri}
-    handles += await executor.launch_replicas(1, train_alone, args, timeout=bound, run_id=f"{run_id}-alone")
-    results = await _collect(executor, handles, (diloco, alone))
-    raise_for_failures(results)
-    return _make_report(settings, diloco, alone, results, time.monotonic() - began)
+    together: dict[str, JSON] = {
+        "sync_every": settings.sync_every,
+        "wire": settings.wire,
+        "min_replicas": max(1, settings.replicas - 1),
+    }
+    async with (
+        launch(
+            executor, train_with_diloco, settings.replicas,
+            store=root, timeout=timeout, policy=policy, args={**both, **together}, run_id=run_id,
+        ) as diloco_run,
+        launch(
+            executor, train_alone, 1,
+            store=root, timeout=timeout, args={**both, "num_shards": settings.replicas}, run_id=f"{run_id}-alone",
+        ) as alone_run,
+    ):  # fmt: skip
+        diloco, alone = _Part("diloco", diloco_run, watch), _Part("alone", alone_run, watch)
+        await _finish(executor, settings, diloco, alone)
+    return _make_report(settings, diloco, alone, time.monotonic() - began)
 
 
-async def _collect(
-    executor: LocalProcessExecutor, handles: Sequence[ReplicaHandle], runs: Sequence[_Run]
-) -> list[ReplicaResult]:
-    """Return the replicas' results, following their logs meanwhile."""
+async def _finish(executor: LocalProcessExecutor, settings: DemoSettings, diloco: _Part, alone: _Part) -> None:
+    """Watch both runs to their ends, and see to the accident meanwhile."""
     try:
-        async with anyio.create_task_group() as tg:
-            for run in runs:
-                tg.start_soon(run.follow)
-            results = await executor.collect(handles)
-            tg.cancel_scope.cancel()
-    except BaseExceptionGroup as group:  # what `watch` raised, perhaps for both runs
-        raise group.exceptions[0] from None
-    for run in runs:
-        await run.catch_up()
-    return results
+        async with anyio.create_task_group() as accidents:
+            if settings.victim is not None:
+                accidents.start_soon(_kill_halfway, diloco.run, settings.victim, settings.num_rounds, executor)
+            async with anyio.create_task_group() as parts:
+                for part in (diloco, alone):
+                    parts.start_soon(part.follow)
+                    parts.start_soon(part.wait)
+            accidents.cancel_scope.cancel()
+    except BaseExceptionGroup as group:  # what `watch` or a run raised, perhaps both
+        raise _first(group) from None
 
 
-class _Run:
-    """One run as the driver sees it: where it meets, and what it has logged so far."""
+async def _kill_halfway(run: Run, rank: int, num_rounds: int, executor: LocalProcessExecutor) -> None:
+    try:
+        await wait_for_round(run, num_rounds // 2)
+        await kill_replica(run, rank, executor)
+    except StoreError as exc:
+        _log.warning("replica %d was not killed: %s", rank, exc)
 
-    def __init__(self, name: str, store: Store, watch: Watch | None) -> None:
-        self.name = name
-        self.store = store
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class _Part:
+    """One run of the demo: what it has logged so far, and how its replicas ended."""
+
+    def __init__(self, name: str, run: Run, watch: Watch | None) -> None:
+        self.run = run
         self.events: list[Event] = []
+        self.chronicle = Chronicle()
+        self.results: Sequence[ReplicaResult] = ()
+        self._name = name
         self._watch = watch
-        self._cursor = Cursor()
+
+    async def wait(self) -> None:
+        """Wait for the replicas, and raise ReplicaFailedError unless all succeeded."""
+        self.results = await self.run.wait()
+        raise_for_failures(self.results)
 
     async def follow(self) -> None:
-        """Take note of events as they come, until cancelled."""
+        """Take note of events as they come, until the run has ended."""
         try:
-            async with aclosing(follow_events(self.store, self._cursor)) as events:
+            async with aclosing(self.run.events()) as events:
                 async for event in events:
                     self._take(event)
         except StoreError as exc:  # the training can do without being watched
-            _log.warning("cannot follow the %s run: %s", self.name, exc)
-
-    async def catch_up(self) -> None:
-        """Take note of what was logged since."""
-        events, _ = await read_events(self.store, self._cursor)
-        for event in events:
-            self._take(event)
+            _log.warning("cannot follow the %s run: %s", self._name, exc)
 
     def _take(self, event: Event) -> None:
-        self._cursor = self._cursor.after(event)
         self.events.append(event)
+        self.chronicle.take(event)
         if self._watch is not None:
-            self._watch(self.name, event)
+            self._watch(self._name, event)
 
 
-def _make_report(
-    settings: DemoSettings, diloco: _Run, alone: _Run, results: Sequence[ReplicaResult], seconds: float
-) -> DemoReport:
-    *replicas, single = (cast("dict[str, Any]", result.result) for result in results)
-    losses = [replica["held_out_loss"] for replica in replicas]
+def _make_report(settings: DemoSettings, diloco: _Part, alone: _Part, seconds: float) -> DemoReport:
+    replicas = [cast("dict[str, Any]", result.result) for result in diloco.results]
+    single = cast("dict[str, Any]", alone.results[0].result)
+    undisturbed = [replica for replica in replicas if replica["incarnation"] == 0] or replicas
+    loss = undisturbed[0]["held_out_loss"]
+    tokens_per_step = replicas[0]["tokens_per_step"]
     return DemoReport(
         settings=settings,
         num_parameters=sum(parameter.numel() for parameter in GPT().parameters()),
-        diloco=held_out_curve(diloco.events, last=(settings.steps, losses[0])),
+        diloco=held_out_curve(diloco.events, last=(settings.steps, loss)),
         alone=held_out_curve(alone.events, last=(settings.steps, single["held_out_loss"])),
-        tokens_per_replica=single["tokens"],
+        tokens_per_replica=settings.steps * tokens_per_step,
+        tokens_together=steps_in_rounds(diloco.chronicle.participation, settings.replicas) * tokens_per_step,
         rounds=replicas[0]["rounds"],
-        bytes_sent=sum(replica["bytes_sent"] for replica in replicas) // len(replicas),
-        bytes_received=sum(replica["bytes_received"] for replica in replicas) // len(replicas),
-        replicas_agree=len(set(losses)) == 1,
+        bytes_sent=sum(replica["bytes_sent"] for replica in undisturbed) // len(undisturbed),
+        bytes_received=sum(replica["bytes_received"] for replica in undisturbed) // len(undisturbed),
+        replicas_agree=len({replica["weights"] for replica in replicas}) == 1,
+        participation=diloco.chronicle.participation,
+        outages=diloco.chronicle.outages,
         seconds=seconds,
     )

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from aiodiloco.demo.chronicle import Outage, RoundSeen
     from aiodiloco.demo.report import Curve
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "draw_losses", "picture"]
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "draw_losses", "draw_participation", "picture", "shade_outages"]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart also by the colour-blind (Okabe and Ito)
 GREY = "#A6A6A6"
 _INK, _FAINT, _LIGHT = "#262626", "#666666", "#E6E6E6"
+_RED, _SHADE = "#B2182B", "#FBE9E7"
+_MOST_NAMED = 8  # rows of replicas that are told apart by their labels
 
 _STYLE: dict[Any, Any] = {  # matplotlib types the names as a literal of hundreds
     "font.size": 10.5,
@@ -68,3 +71,34 @@ def draw_losses(axes: Axes, curves: Sequence[tuple[str, Curve, str]]) -> None:
     axes.set_xlabel("inner steps of each replica")
     axes.set_xlim(0, max(curve[-1][0] for _, curve, _ in curves))
     axes.grid(axis="y", linewidth=0.8)
+
+
+def shade_outages(axes: Axes, participation: Sequence[RoundSeen]) -> None:
+    """Shade the rounds, by inner step, that were made without all replicas."""
+    for first, last, absent in _spans(participation):
+        if absent:
+            axes.axvspan(first, last, color=_SHADE, linewidth=0, zorder=-1)
+
+
+def draw_participation(
+    axes: Axes, participation: Sequence[RoundSeen], outages: Sequence[Outage], replicas: int
+) -> None:
+    """Draw a row for each replica, by inner step: filled where it was in the rounds, a cross where it was lost."""
+    for rank in range(replicas):
+        present = [(first, last - first) for first, last, absent in _spans(participation) if rank not in absent]
+        axes.broken_barh(present, (rank - 0.36, 0.72), facecolors=BLUE)
+    for outage in outages:
+        axes.plot(outage.step, outage.rank, marker="x", color=_RED, markersize=7, markeredgewidth=2.2, clip_on=False)
+    shade_outages(axes, participation)
+    axes.set_ylim(replicas - 0.4, -0.6)  # rank 0 at the top
+    axes.set_yticks(range(replicas) if replicas <= _MOST_NAMED else [0, replicas - 1])
+    axes.set_ylabel("replica")
+    axes.set_title("Who was in the rounds" + (" (×: killed)" if outages else ""))
+    axes.set_xlabel("inner steps of each replica")
+    axes.tick_params(axis="y", length=0)
+
+
+def _spans(participation: Sequence[RoundSeen]) -> list[tuple[int, int, tuple[int, ...]]]:
+    """Return (first inner step, last inner step, who was absent) of every round."""
+    ends = [0, *(seen.step for seen in participation)]
+    return [(first, seen.step, seen.absent) for first, seen in zip(ends, participation, strict=False)]

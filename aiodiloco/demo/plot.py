@@ -1,10 +1,10 @@
-"""The demo's picture: what DiLoCo learnt, and what it sent for that."""
+"""The demo's picture: what DiLoCo learnt, who was there when, and what was sent for that."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiodiloco.demo.figures import BLUE, GREY, ORANGE, draw_losses, picture
+from aiodiloco.demo.figures import BLUE, GREY, ORANGE, draw_losses, draw_participation, picture, shade_outages
 from aiodiloco.demo.units import format_bytes
 
 if TYPE_CHECKING:
@@ -19,11 +19,18 @@ __all__ = ["draw"]
 
 def draw(report: DemoReport, path: str | os.PathLike[str]) -> None:
     """Write the picture of `report` as a PNG to `path`."""
-    with picture(path, inches=(10, 4.4), footnote=_footnote(report)) as figure:
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        together = f"DiLoCo, {report.settings.replicas} replicas"
-        draw_losses(left, [("one replica alone", report.alone, ORANGE), (together, report.diloco, BLUE)])
-        _draw_bytes(right, report)
+    replicas = report.settings.replicas
+    with picture(path, inches=(10, 5.4), footnote=_footnote(report)) as figure:
+        grid = figure.add_gridspec(2, 2, width_ratios=(3, 2), height_ratios=(5, 1.3))
+        losses = figure.add_subplot(grid[0, 0])
+        curves = [("one replica alone", report.alone, ORANGE), (f"DiLoCo, {replicas} replicas", report.diloco, BLUE)]
+        draw_losses(losses, curves)
+        losses.set_xlabel("")
+        losses.tick_params(labelbottom=False)
+        shade_outages(losses, report.participation)
+        presence = figure.add_subplot(grid[1, 0], sharex=losses)
+        draw_participation(presence, report.participation, report.outages, replicas)
+        _draw_bytes(figure.add_subplot(grid[:, 1]), report)
 
 
 def _draw_bytes(axes: Axes, report: DemoReport) -> None:

@@ -6,13 +6,14 @@ import dataclasses
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from aiodiloco import Event
+    from aiodiloco.demo.chronicle import Outage, RoundSeen
     from aiodiloco.demo.settings import DemoSettings
     from aiodiloco.records import JSON
 
-__all__ = ["Curve", "DemoReport", "data_parallel_bytes", "held_out_curve"]
+__all__ = ["Curve", "DemoReport", "data_parallel_bytes", "held_out_curve", "steps_in_rounds"]
 
 Curve = list[tuple[int, float]]
 """(inner step, held-out loss) in order."""
@@ -27,11 +28,14 @@ class DemoReport:
         num_parameters: Of the model.
         diloco: Held-out loss of the outer weights by inner step; the last is after all of them.
         alone: Held-out loss of the replica that trained alone, at the same steps.
-        tokens_per_replica: Bytes of text each replica trained on, repeats included.
+        tokens_per_replica: Bytes of text that a replica which is in every round trains on, repeats included.
+        tokens_together: Bytes of text that went into the DiLoCo run's rounds, by all replicas that were in them.
         rounds: Outer steps taken.
-        bytes_sent: Bytes written by a replica in the whole run, on average.
-        bytes_received: Bytes read by a replica in the whole run, on average.
-        replicas_agree: Whether all replicas ended with the same held-out loss to the last bit.
+        bytes_sent: Bytes written in all rounds by a replica that was never away, on average; without checkpoints.
+        bytes_received: Bytes read, likewise.
+        replicas_agree: Whether all replicas ended with the same outer weights to the last bit.
+        participation: The DiLoCo run's rounds, in order.
+        outages: Its replicas that ended before their time.
         seconds: From the first launch to the last result.
     """
 
@@ -40,10 +44,13 @@ class DemoReport:
     diloco: Curve
     alone: Curve
     tokens_per_replica: int
+    tokens_together: int
     rounds: int
     bytes_sent: int
     bytes_received: int
     replicas_agree: bool
+    participation: Sequence[RoundSeen]
+    outages: Sequence[Outage]
     seconds: float
 
     @property
@@ -99,6 +106,15 @@ def data_parallel_bytes(num_parameters: int, *, steps: int, replicas: int) -> in
     and into it: `2 directions · 2 (N - 1) / N · 4 bytes · parameters · steps`.
     """
     return 2 * 2 * (replicas - 1) * 4 * num_parameters * steps // replicas
+
+
+def steps_in_rounds(participation: Iterable[RoundSeen], replicas: int) -> int:
+    """Return how many inner steps went into the rounds' means, over all replicas that were in them."""
+    total, before = 0, 0
+    for seen in participation:
+        total += (seen.step - before) * (replicas - len(seen.absent))
+        before = seen.step
+    return total
 
 
 def held_out_curve(events: Iterable[Event], *, last: tuple[int, float]) -> Curve:

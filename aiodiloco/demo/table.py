@@ -29,7 +29,7 @@ def make_table(report: DemoReport) -> Table:
         table.add_column(name, justify="right")
     table.add_row("held-out loss, nats per byte", f"{report.diloco_loss:.4f}", f"{report.alone_loss:.4f}", "")
     table.add_row("replicas", str(replicas), "1", str(replicas))
-    table.add_row("tokens trained on, in all", f"{replicas * tokens:,}", f"{tokens:,}", f"{replicas * tokens:,}")
+    table.add_row("tokens trained on, in all", f"{report.tokens_together:,}", f"{tokens:,}", f"{replicas * tokens:,}")
     table.add_row("synchronisations", str(report.rounds), "0", str(steps))
     exchanged = [report.bytes_exchanged, 0, report.data_parallel_bytes]
     table.add_row("sent and received by a replica", *map(format_bytes, exchanged))
@@ -49,4 +49,4 @@ def describe_verdict(report: DemoReport) -> str:
     won = f"DiLoCo beat the lone replica by {1 - diloco / alone:.1%} of held-out loss"
     if report.settings.replicas == 1:
         return f"{won}."
-    return f"{won}; all {report.settings.replicas} replicas ended with the same weights."
+    return f"{won}; all {report.settings.replicas} replicas ended with the same weights, bit for bit."

@@ -12,12 +12,26 @@ from PIL import Image
 from rich.console import Console
 
 from aiodiloco import Event
-from aiodiloco.demo.figures import BLUE, ORANGE, draw_losses, picture
+from aiodiloco.demo.chronicle import Outage, RoundSeen
+from aiodiloco.demo.figures import BLUE, ORANGE, draw_losses, draw_participation, picture, shade_outages
 from aiodiloco.demo.plot import draw
-from aiodiloco.demo.report import DemoReport, data_parallel_bytes, held_out_curve
+from aiodiloco.demo.report import DemoReport, data_parallel_bytes, held_out_curve, steps_in_rounds
 from aiodiloco.demo.settings import DemoSettings
 from aiodiloco.demo.table import describe_verdict, make_table
 from aiodiloco.demo.units import format_bytes, format_count
+
+OUTAGE = Outage(
+    rank=3,
+    incarnation=0,
+    error="killed by SIGKILL, and so on",
+    step=47,
+    in_round=3,
+    is_respawned=True,
+    restored_from=2,
+    back_in=5,
+    missed=(3, 4),
+)
+ROUNDS = [RoundSeen(20, ()), RoundSeen(40, ()), RoundSeen(60, (3,)), RoundSeen(80, (3,)), RoundSeen(100, ())]
 
 REPORT = DemoReport(
     settings=DemoSettings(replicas=4, steps=100, sync_every=20),
@@ -25,10 +39,13 @@ REPORT = DemoReport(
     diloco=[(20, 3.0), (100, 1.8)],
     alone=[(20, 3.1), (100, 2.0)],
     tokens_per_replica=51_200,
+    tokens_together=184_320,
     rounds=5,
     bytes_sent=10_000,
     bytes_received=30_000,
     replicas_agree=True,
+    participation=ROUNDS,
+    outages=[OUTAGE],
     seconds=12.0,
 )
 
@@ -91,11 +108,13 @@ def test_the_report_as_json_has_the_numbers_and_the_verdict():
     assert fields["diloco"] == [[20, 3.0], [100, 1.8]]
     assert fields["diloco_wins"] is True
     assert fields["data_parallel_bytes"] == 2 * 2 * 3 * 1000 * 100
+    assert fields["outages"][0]["missed"] == [3, 4]
+    assert fields["participation"][2] == {"step": 60, "absent": [3]}
 
 
 def test_the_table_has_losses_bytes_and_the_formula_in_80_columns():
     text = _as_text(REPORT, width=80)
-    for cell in ("1.8000", "2.0000", "204,800", "51,200", "40.0 kB", "1.20 MB", "2 (N-1)/N x 4 bytes"):
+    for cell in ("1.8000", "2.0000", "184,320", "204,800", "51,200", "40.0 kB", "1.20 MB", "2 (N-1)/N x 4 bytes"):
         assert cell in text
     assert "…" not in text
 
@@ -112,7 +131,29 @@ def test_the_curve_is_what_was_evaluated_and_the_end():
     assert math.isnan(second[1])
 
 
-@pytest.mark.parametrize("report", [REPORT, dataclasses.replace(REPORT, settings=DemoSettings(replicas=1, steps=100))])
+def test_steps_of_those_who_were_away_count_for_nothing():
+    assert steps_in_rounds(ROUNDS, 4) == 3 * 20 * 4 + 2 * 20 * 3
+    assert steps_in_rounds([], 4) == 0
+
+
+def test_the_picture_leaves_out_who_was_away_and_shades_that(tmp_path):
+    with picture(tmp_path / "p.png", inches=(6, 4), footnote="") as figure:
+        losses, presence = figure.subplots(2)
+        shade_outages(losses, ROUNDS)
+        draw_participation(presence, ROUNDS, [OUTAGE], 4)
+    assert [(span.get_x(), span.get_width()) for span in losses.patches] == [(40, 20), (60, 20)]
+    spans = [[path.get_extents().intervalx.tolist() for path in row.get_paths()] for row in presence.collections]
+    everywhere = [[0, 20], [20, 40], [40, 60], [60, 80], [80, 100]]
+    assert spans == [everywhere, everywhere, everywhere, [[0, 20], [20, 40], [80, 100]]]
+    assert [line.get_xydata().tolist() for line in presence.lines] == [[[47, 3]]]
+
+
+_UNDISTURBED = dataclasses.replace(REPORT, participation=[], outages=[])
+
+
+@pytest.mark.parametrize(
+    "report", [REPORT, dataclasses.replace(_UNDISTURBED, settings=DemoSettings(replicas=1, steps=100))]
+)
 def test_the_picture_is_a_png_of_readable_size(tmp_path, report):
     draw(report, tmp_path / "demo.png")
     with Image.open(tmp_path / "demo.png") as image:

@@ -18,12 +18,27 @@ from aiodiloco.demo.settings import DemoSettings
         ({"sync_every": 0}, "sync_every must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 2**63}, "less than 2\\*\\*63"),
+        ({"away": -1.0}, "away must be 0 to 3600 seconds, not -1.0"),
+        ({"away": float("nan")}, "away must be 0 to 3600 seconds, not nan"),
         ({"steps": 10, "sync_every": 11}, "sync_every=11 is more than steps=10, so no round would be complete"),
     ],
 )
 def test_a_number_out_of_range_is_named_with_its_bounds(wrong, message):
     with pytest.raises(ValueError, match=message):
         DemoSettings(**wrong)
+
+
+def test_the_last_replica_is_killed_unless_nobody_would_be_left_or_nothing_to_come_back_to():
+    assert DemoSettings().victim == 3
+    assert DemoSettings(replicas=2, steps=20, sync_every=10).victim == 1
+    assert DemoSettings(kill=False).victim is None
+    assert DemoSettings(replicas=1).victim is None
+    assert DemoSettings(steps=20, sync_every=20).victim is None
+
+
+def test_it_is_away_for_longer_in_a_longer_run():
+    assert [DemoSettings(steps=steps).pause_s for steps in (20, 500, 1000, 100_000)] == [3.0, 4.0, 8.0, 8.0]
+    assert DemoSettings(away=0.5).pause_s == 0.5
 
 
 @given(steps=st.integers(1, 5000), sync_every=st.integers(1, 5000))
