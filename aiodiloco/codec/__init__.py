@@ -9,6 +9,7 @@ from aiodiloco.codec.chunk import (
     chunk_nbytes,
     digest,
     pack_chunk,
+    seal_chunk,
     unpack_chunk,
 )
 from aiodiloco.codec.dense import as_values
@@ -27,6 +28,7 @@ __all__ = [
     "get_codec",
     "mean_wire",
     "pack_chunk",
+    "seal_chunk",
     "unpack_chunk",
     "wire_names",
 ]

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from aiodiloco.codec.base import Codec
     from aiodiloco.store import Buffer
 
-__all__ = ["HEADER_BYTES", "REDUCED", "ChunkHeader", "chunk_nbytes", "digest", "pack_chunk", "unpack_chunk"]
+__all__ = [
+    "HEADER_BYTES",
+    "REDUCED",
+    "ChunkHeader",
+    "chunk_nbytes",
+    "digest",
+    "pack_chunk",
+    "seal_chunk",
+    "unpack_chunk",
+]
 
 HEADER_BYTES: Final = 64
 REDUCED: Final = 0xFFFFFFFF
@@ -95,12 +104,13 @@ def chunk_nbytes(codec: Codec, numel: int) -> int:
     return HEADER_BYTES + codec.nbytes(numel)
 
 
-def pack_chunk(header: ChunkHeader, values: Tensor) -> memoryview:
-    """Return the chunk of `values`: encoded straight behind its header, in one new buffer.
+def pack_chunk(header: ChunkHeader, values: Tensor, out: memoryview | None = None) -> memoryview:
+    """Return the chunk of `values`: encoded straight behind its header, in one buffer.
 
     Args:
         header: Says how to encode, and what the chunk is.
         values: (header.numel,) of the codec's dtype, contiguous, on the CPU. Stays as it is.
+        out: Where to put the chunk: the front of this is returned; None for new memory.
 
     Raises:
         ValueError: `values` is not like that.
@@ -108,12 +118,20 @@ def pack_chunk(header: ChunkHeader, values: Tensor) -> memoryview:
     codec = get_codec(header.codec)
     if values.shape != (header.numel,):
         raise ValueError(f"values must have the shape ({header.numel},) of the header, not {tuple(values.shape)}")
-    data = new_memory(chunk_nbytes(codec, header.numel))
+    nbytes = chunk_nbytes(codec, header.numel)
+    data = new_memory(nbytes) if out is None else out[:nbytes]
     codec.encode(values, as_tensor(data[HEADER_BYTES:]))
+    seal_chunk(header, data)
+    return data
+
+
+def seal_chunk(header: ChunkHeader, data: memoryview) -> None:
+    """Write header and digest to the front of `data`, which has the encoded values behind them already."""
+    codec = get_codec(header.codec)
+    assert len(data) == chunk_nbytes(codec, header.numel)
     body_bytes, origin = len(data) - HEADER_BYTES, (header.chunk, header.rank, header.weight, header.payload)
     _FIELDS.pack_into(data, 0, *_Fields(_MAGIC, _VERSION, codec.code, header.numel, body_bytes, *origin))
     data[_DIGEST_AT:HEADER_BYTES] = _digest_of_chunk(data)
-    return data
 
 
 def unpack_chunk(data: Buffer) -> tuple[ChunkHeader, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiodiloco.codec import REDUCED, ChunkHeader, chunk_nbytes, get_codec, mean_wire, unpack_chunk
+from aiodiloco.collective.buffers import MAX_REFUSAL_BYTES
 from aiodiloco.collective.decider import refuse
 from aiodiloco.collective.decision import wait_for_decision
 from aiodiloco.collective.documents import parse_document, seal_document
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["ReceivedChunk", "check_header", "receive_chunk", "receive_mean"]
 
 
-_MAX_REFUSAL_BYTES = 64 << 10
-
-
 class ReceivedChunk(NamedTuple):
     """A chunk that is whole.
 
@@ -42,8 +40,10 @@ class ReceivedChunk(NamedTuple):
     body: Tensor
 
 
-async def receive_chunk(round_: Round, member: Member, chunk: Chunk) -> ReceivedChunk:
+async def receive_chunk(round_: Round, member: Member, chunk: Chunk, into: memoryview | None) -> ReceivedChunk:
     """Wait for one chunk of a member's contribution and return it.
+
+    It is read into `into`, or else into a piece of the round's buffers, which the caller gives back.
 
     Its header is that of this chunk, or of a contribution to another all-reduce: compare `header.payload`.
 
@@ -53,7 +53,7 @@ async def receive_chunk(round_: Round, member: Member, chunk: Chunk) -> Received
     key = round_.keys.chunk(member, chunk.index)
 
     async def read() -> ReceivedChunk:
-        received = await _read(round_, key, chunk_nbytes(get_codec(chunk.codec), chunk.numel))
+        received = await _read(round_, key, chunk_nbytes(get_codec(chunk.codec), chunk.numel), into)
         if received.header.payload == round_.digest:
             check_header(received.header, chunk, member.rank)
         return received
@@ -71,24 +71,25 @@ async def receive_chunk(round_: Round, member: Member, chunk: Chunk) -> Received
 
 
 async def receive_mean(round_: Round, chunk: Chunk) -> ReceivedChunk:
-    """Wait for one chunk of the mean and return it.
+    """Wait for one chunk of the mean and return it, in its place in the round's buffers.
 
     Raises:
         RoundRefusedError: its owner could not read all contributions; says which.
         ChunkError: it is damaged where it lies, or another; names its key.
     """
-    key = round_.reduced_key(chunk.index)
+    key, into = round_.reduced_key(chunk.index), round_.buffers.of_mean(chunk.index)
 
     async def read() -> ReceivedChunk:
-        received = await _read(round_, key, chunk_nbytes(get_codec(mean_wire(chunk.codec)), chunk.numel))
+        received = await _read(round_, key, chunk_nbytes(get_codec(mean_wire(chunk.codec)), chunk.numel), into)
         check_header(received.header, chunk, REDUCED)
         return received
 
     return await read_intact(key, read)
 
 
-async def _read(round_: Round, key: str, nbytes: int) -> ReceivedChunk:
-    data = await get_when_there(round_.chunks, key, round_.meter, at_most=max(nbytes, _MAX_REFUSAL_BYTES))
+async def _read(round_: Round, key: str, nbytes: int, into: memoryview | None) -> ReceivedChunk:
+    at_most = max(nbytes, MAX_REFUSAL_BYTES)
+    data = await get_when_there(round_.chunks, key, round_.meter, at_most=at_most, into=into)
     if bytes(data[:1]) == b"{":
         raise _refused(round_, str(parse_document(data, key, "refused")["refused"]))
     header, body = await round_.in_worker(lambda: unpack_chunk(data))

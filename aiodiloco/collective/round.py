@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, TypeVar
 
+from aiodiloco.collective.buffers import Buffers
 from aiodiloco.collective.keys import members_digest
 from aiodiloco.collective.meter import AllReduceReport, Meter
 from aiodiloco.collective.plan import Link, owned_chunks
@@ -80,6 +81,11 @@ class Round:
         return members_digest(self.members)
 
     @functools.cached_property
+    def buffers(self) -> Buffers:
+        """Memory for encoded chunks."""
+        return Buffers(self.grid)
+
+    @functools.cached_property
     def most_in_flight(self) -> int:
         """Requests for chunks in flight each way, at most: an eighth of them, so that memory stays bounded."""
         return min(self.concurrency, max(2, len(self.grid) // 8))
@@ -97,7 +103,7 @@ class Round:
     @functools.cached_property
     def chunks(self) -> AdmittedReads:
         """The store, to read chunks from."""
-        return AdmittedReads(self.store, self.downloads)
+        return AdmittedReads(self.store, self.downloads, self.buffers)
 
     def reduced_key(self, index: int) -> str:
         """Key of a chunk of the mean over the expected members."""

@@ -36,22 +36,25 @@ class Backoff:
 class Readable(Protocol):
     """Whatever objects can be read from: a store, or a view of one."""
 
-    async def get(self, key: str, *, length: int | None = None) -> memoryview:
-        """Return the object, or `length` bytes of a longer one; or raise KeyNotFoundError."""
+    async def get(self, key: str, *, length: int | None = None, into: memoryview | None = None) -> memoryview:
+        """Return the object, or `length` bytes of a longer one, in `into` if given; or raise KeyNotFoundError."""
         ...
 
 
-async def get_when_there(store: Readable, key: str, meter: Meter, *, at_most: int) -> memoryview:
+async def get_when_there(
+    store: Readable, key: str, meter: Meter, *, at_most: int, into: memoryview | None = None
+) -> memoryview:
     """Return the object under `key`, waiting for it to be written. The caller bounds the wait with a cancel scope.
 
     Of an object of more than `at_most` bytes one more than that is read, so that its reader finds it too long: what
-    lies under a key may be anything, and must not fill the memory.
+    lies under a key may be anything, and must not fill the memory. It is read into `into`, which has that much room, or
+    into new memory.
     """
     backoff = Backoff()
     while True:
         try:
             with meter.request("download"):
-                data = await store.get(key, length=at_most + 1)
+                data = await store.get(key, length=at_most + 1, into=into)
         except KeyNotFoundError:
             with meter.phase("wait"):
                 await backoff.pause()

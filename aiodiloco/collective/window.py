@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from aiodiloco.errors import KeyNotFoundError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from aiodiloco.collective.waiting import Readable
+    from aiodiloco.collective.buffers import Buffers
+    from aiodiloco.store import Store
 
 __all__ = ["AdmittedReads", "Pace", "Window"]
 
@@ -103,15 +106,25 @@ class Window:
 
 
 class AdmittedReads:
-    """A view of a store whose reads take a place in a window each."""
+    """A view of a store whose reads take a place in a window each, and memory only then."""
 
-    def __init__(self, store: Readable, window: Window) -> None:
+    def __init__(self, store: Store, window: Window, buffers: Buffers) -> None:
         self._store = store
         self._window = window
+        self._buffers = buffers
 
-    async def get(self, key: str, *, length: int | None = None) -> memoryview:
-        """Return the object, or `length` bytes of a longer one; or raise KeyNotFoundError."""
+    async def get(self, key: str, *, length: int | None = None, into: memoryview | None = None) -> memoryview:
+        """Return the object, or `length` bytes of a longer one; or raise KeyNotFoundError.
+
+        It is read into `into`, or else into memory for the caller to give back to the buffers.
+        """
         async with self._window.admit() as request:
-            data = await self._store.get(key, length=length)
+            place = self._buffers.take() if into is None else into
+            try:
+                data = await self._store.get(key, length=length, into=place)
+            except KeyNotFoundError:
+                if into is None:
+                    self._buffers.give_back(place)
+                raise
             request.nbytes = data.nbytes
         return data

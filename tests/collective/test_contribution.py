@@ -1,12 +1,10 @@
 """Memory of a contribution: encoded once, gone after its last use."""
 
-import gc
-import weakref
-
 import anyio
+import pytest
 import torch
 
-from aiodiloco.codec import digest
+from aiodiloco.codec import as_tensor, digest
 from aiodiloco.collective.agreement import Agreement
 from aiodiloco.collective.contribution import Contribution
 from aiodiloco.collective.keys import Member, RoundKeys
@@ -16,7 +14,7 @@ from aiodiloco.collective.round import Round
 from aiodiloco.store import MemoryStore
 
 
-async def test_a_chunk_is_encoded_once_for_all_its_uses_and_then_dropped():
+def make_contribution(uses):
     payload = Payload({"w": torch.arange(3000.0)}, "fp32")
     agreement = Agreement(payload.specs, "fp32", "gather", 1)
     round_ = Round(
@@ -33,11 +31,27 @@ async def test_a_chunk_is_encoded_once_for_all_its_uses_and_then_dropped():
         is_elastic=False,
         concurrency=2,
     )
-    contribution = Contribution(round_, payload, {0: 2, 1: 1, 2: 1}, {})
-    first = await contribution.take(0)
-    again = await contribution.take(0)
-    assert again is first
-    buffer = weakref.ref(first)
-    del first, again
-    gc.collect()
-    assert buffer() is None
+    return Contribution(round_, payload, uses, {})
+
+
+async def test_a_chunk_is_encoded_once_for_all_its_uses_and_its_memory_is_then_used_again():
+    contribution = make_contribution({0: 2, 1: 1, 2: 1})
+    async with contribution.lend(0) as first:
+        address = as_tensor(first).data_ptr()
+        kept = bytes(first)
+    async with contribution.lend(0) as again, contribution.lend(1) as other:
+        assert as_tensor(again).data_ptr() == address, "kept between two uses"
+        assert again == kept
+        assert as_tensor(other).data_ptr() != address
+    async with contribution.lend(2) as third:
+        assert as_tensor(third).data_ptr() in {address, as_tensor(other).data_ptr()}, "the memory is used again"
+    assert not contribution._encoded
+
+
+async def test_memory_that_a_failed_request_may_still_read_is_not_used_again():
+    contribution = make_contribution({0: 2, 1: 1, 2: 1})
+    with pytest.raises(OSError, match="broke"):
+        async with contribution.lend(1) as failed:
+            raise OSError("broke")
+    async with contribution.lend(2) as after:
+        assert as_tensor(after).data_ptr() != as_tensor(failed).data_ptr()

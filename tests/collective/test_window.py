@@ -3,11 +3,14 @@
 import anyio
 import pytest
 
+from aiodiloco.collective.buffers import Buffers
+from aiodiloco.collective.plan import Chunk
 from aiodiloco.collective.window import AdmittedReads, Pace, Window
 from aiodiloco.errors import KeyNotFoundError
 from aiodiloco.store import MemoryStore
 
 CHUNK = 4 << 20
+BUFFERS = Buffers([Chunk(0, 0, "fp32", 0, 1024)])
 
 
 def seconds(in_flight, *, latency_s, bandwidth, per_request=float("inf")):
@@ -91,7 +94,7 @@ async def test_a_window_admits_no_more_than_its_pace_and_in_order():
 
 
 async def test_failed_and_cancelled_requests_give_their_place_back():
-    reads = AdmittedReads(MemoryStore(), Window(1))
+    reads = AdmittedReads(MemoryStore(), Window(1), BUFFERS)
     window = Window(1)
     for _ in range(3):
         with pytest.raises(KeyNotFoundError):
@@ -107,4 +110,4 @@ async def test_failed_and_cancelled_requests_give_their_place_back():
 async def test_reads_through_a_window_return_the_object():
     store = MemoryStore()
     await store.put("key", b"value")
-    assert await AdmittedReads(store, Window(4)).get("key") == b"value"
+    assert await AdmittedReads(store, Window(4), BUFFERS).get("key") == b"value"
