@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from aiodiloco.store.s3.failures import code_of
 from aiodiloco.store.s3.payload import Payload, checksum_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from aiodiloco.store.s3.connection import Connection
 
@@ -24,7 +26,7 @@ NONCE = "aiodiloco-nonce"
 _PART_BYTES = 64 * 1024**2
 _MAX_PARTS = 10_000
 _NUM_AT_ONCE = 4
-_BEGIN_S = 60.0
+_ANSWER_S = 10.0
 _ABORT_S = 10.0
 
 
@@ -44,8 +46,7 @@ async def put_in_parts(
     crc = connection.location.checksums
     begin = {"Metadata": {NONCE: nonce}} | ({"ChecksumAlgorithm": "CRC32"} if crc else {})
     async with connection.slot():
-        # Cancelled between the server's answer and ours, we would not know what to abort.
-        with anyio.fail_after(_BEGIN_S, shield=True):
+        with _shielded_for(_ANSWER_S):  # cancelled between the server's answer and ours, what would we abort?
             upload = await connection.client.create_multipart_upload(**connection.target(key), **begin)
     target = {**connection.target(key), "UploadId": upload["UploadId"]}
     try:
@@ -71,6 +72,17 @@ async def owner_of(connection: Connection, key: str) -> str | None:
             return None
         raise
     return str(response.get("Metadata", {}).get(NONCE, ""))
+
+
+@contextmanager
+def _shielded_for(seconds: float) -> Iterator[None]:
+    """Hold a cancel scope's cancellation off, but not for longer than `seconds`: a server that is down must not."""
+    with anyio.CancelScope(shield=True) as scope:
+        lapse = asyncio.get_running_loop().call_later(seconds, setattr, scope, "shield", False)
+        try:
+            yield
+        finally:
+            lapse.cancel()
 
 
 async def _put_part(

@@ -203,6 +203,40 @@ async def test_no_parts_are_left_of_an_upload_that_was_cancelled(
         assert await uploads(moto, store) == []
 
 
+async def test_an_upload_that_cannot_begin_does_not_hold_a_cancelled_caller(
+    store: S3Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits a little for the answer, to know what to abort, and no longer: the server may be down."""
+    monkeypatch.setattr("aiodiloco.store.s3.multipart._ANSWER_S", 0.2)
+    stuck = anyio.Event()
+
+    def decide(request: Request) -> Fault | None:
+        if request.method != "POST":
+            return None
+        stuck.set()
+        return Fault.HANG
+
+    proxy.decide = decide
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.put, "object", BIG)
+            await stuck.wait()
+            tasks.cancel_scope.cancel()
+
+
+async def test_an_upload_cancelled_while_it_began_is_aborted(store: S3Store, proxy: FaultyProxy, moto: str) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        def decide(request: Request) -> None:
+            if request.method == "POST":
+                tasks.cancel_scope.cancel()
+
+        proxy.decide = decide
+        tasks.start_soon(store.put, "object", BIG)
+    assert sent(proxy) == ["POST", "DELETE"]
+    assert await uploads(moto, store) == []
+
+
 async def uploads(moto: str, store: S3Store) -> list[str]:
     """Return the uploads in progress."""
     from aiobotocore.session import AioSession
