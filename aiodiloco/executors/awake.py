@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,17 +32,33 @@ def awake() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    with contextlib.closing(_Ticker(loop)):
+    ticker = _TICKERS.get(loop)
+    if ticker is None:
+        ticker = _TICKERS[loop] = _Ticker()
+    with ticker.ticking(loop):
         yield
 
 
 class _Ticker:
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._tick()
+    """Ticks while somebody needs it: one for each event loop, however many wait there."""
 
-    def _tick(self) -> None:
-        self._timer = self._loop.call_later(_TICK_S, self._tick)
+    def __init__(self) -> None:
+        self._num_users = 0
 
-    def close(self) -> None:
-        self._timer.cancel()
+    @contextlib.contextmanager
+    def ticking(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        self._num_users += 1
+        if self._num_users == 1:
+            self._tick(loop)
+        try:
+            yield
+        finally:
+            self._num_users -= 1
+            if self._num_users == 0:
+                self._timer.cancel()
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(_TICK_S, self._tick, loop)
+
+
+_TICKERS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Ticker] = weakref.WeakKeyDictionary()

@@ -80,7 +80,7 @@ class Job(Generic[T]):
     def abandon(self) -> None:
         """Cancel the call without waiting for it. From any thread."""
         loop = self.task.get_loop()
-        if not loop.is_closed():
+        if not (self.task.done() or loop.is_closed()):
             loop.call_soon_threadsafe(self.task.cancel)
 
 
