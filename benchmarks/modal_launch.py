@@ -1,6 +1,6 @@
 """What a group of replicas on Modal costs in time: this library against a plain loop over Modal's own client.
 
-    python benchmarks/modal_launch.py [--replicas 64] [--many 1000] [--latency-ms 100] [--repeats 3]
+    python benchmarks/modal_launch.py [--replicas 64] [--many 1000] [--latency-ms 100] [--repeats 3] [--only cancel]
 
 Everything runs against the loopback control plane of `aiodiloco.testing.modal`, in a process of its own, which holds
 every request of the client for the latency. The small group's functions return at once, in real containers that are
@@ -34,7 +34,10 @@ from aiodiloco import ModalSpawnExecutor, ReplicaHandle, WaitAll
 from aiodiloco.testing.modal import LoopbackModal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from typing import TypeAlias
+
+    End: TypeAlias = Callable[["ModalSpawnExecutor", list[ReplicaHandle], "Plane"], Awaitable[None]]
 
 OUT = Path(__file__).parent / "out"
 _CONTAINERS = 4
@@ -156,12 +159,12 @@ async def small(n: int, latency_s: float, repeats: int) -> list[Row]:
         return plane.rows
 
 
-async def large(n: int, latency_s: float, repeats: int) -> list[Row]:
+async def large(n: int, latency_s: float, repeats: int, ends: Sequence[End]) -> list[Row]:
     """Measure a group that is too large for one connection, and whose replicas never end by themselves."""
     with control_plane(1, latency_s) as plane:
         async with running(plane) as executor:
             for _ in range(repeats):
-                for end in (cancel_the_collect, cancel_each, collect_until):
+                for end in ends:
                     with plane.measure(f"{n} launched"):
                         handles = await executor.launch_replicas(n, entrypoint_args={"seconds": 3600})
                     await end(executor, handles, plane)
@@ -208,6 +211,12 @@ async def collect_until(executor: ModalSpawnExecutor, handles: list[ReplicaHandl
     row.note = f"{confirmed} confirmed, {ends_since(row, plane)}"
 
 
+ENDS: dict[str | None, Sequence[End]] = {
+    None: (cancel_the_collect, cancel_each, collect_until),
+    "cancel": (cancel_the_collect, cancel_each),
+}
+
+
 def summary(rows: list[Row], limits: Mapping[str, float]) -> list[str]:
     """Return the lines of a table: the median and the worst of each measurement, and the limit it should keep."""
     lines = [f"{'':52} {'median':>8} {'worst':>8} {'limit':>6} {'client':>8} {'plane':>8}"]
@@ -236,9 +245,13 @@ def limits_for(n: int, many: int) -> dict[str, float]:
 
 
 async def measure(args: argparse.Namespace) -> list[Row]:
-    """Return all measurements."""
-    rows = await small(args.replicas, args.latency_ms / 1e3, args.repeats) if args.replicas else []
-    return rows + (await large(args.many, args.latency_ms / 1e3, args.repeats) if args.many else [])
+    """Return all measurements that are wanted."""
+    latency_s, rows = args.latency_ms / 1e3, []
+    if args.replicas and args.only is None:
+        rows += await small(args.replicas, latency_s, args.repeats)
+    if args.many:
+        rows += await large(args.many, latency_s, args.repeats, ENDS[args.only])
+    return rows
 
 
 def main() -> None:
@@ -248,6 +261,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=1000, help="size of the large group; 0: leave it out")
     parser.add_argument("--latency-ms", type=float, default=100.0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=["cancel"], help="cancel: nothing but the ends of the large group by request")
     parser.add_argument("--serve", nargs=2, type=float, metavar=("CONTAINERS", "LATENCY_S"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:

@@ -19,9 +19,9 @@ from aiodiloco.executors.modal.errors import explain
 from aiodiloco.executors.modal.logs import Logs
 from aiodiloco.executors.modal.outcome import Asked, is_transient
 from aiodiloco.executors.modal.pauses import Pauses
-from aiodiloco.executors.modal.requests import NoAnswerError, Requests
+from aiodiloco.executors.modal.requests import NoAnswerError
 from aiodiloco.executors.modal.target import OWN_TIMEOUT_S, Target
-from aiodiloco.executors.modal.watcher import StillRunningError, Watcher, call_of
+from aiodiloco.executors.modal.watcher import StillRunningError, Watcher, call_id_of
 from aiodiloco.records import ReplicaHandle, ReplicaResult, ReplicaStatus
 
 if TYPE_CHECKING:
@@ -53,11 +53,9 @@ class ModalBackend:
         self._grace_s = grace_s
         self._connections = connections_of(client)
         self._watcher = Watcher(self._connections)
-        self._requests = Requests()
         self._logs = Logs(Calls(self), client)
         self._lock = threading.Lock()
         self._launches: dict[str, str] = {}
-        self._told: set[str | None] = set()
         self._timeouts: weakref.WeakKeyDictionary[modal.Function[..., Any, Any], float] = weakref.WeakKeyDictionary()
 
     def check(self, request: SpawnRequest) -> None:
@@ -95,9 +93,8 @@ class ModalBackend:
 
     async def cancel(self, handle: ReplicaHandle) -> None:
         """Ask for the end of the call, and kill its container if it has not ended after the grace period."""
-        if handle.call_id not in self._told:  # telling it again could interrupt its own cleanup
+        if not self._watcher.orders.is_accepted(call_id_of(handle)):  # again could interrupt its own cleanup
             await self._order(handle, Asked.to_end)
-            self._told.add(handle.call_id)
         if await self._watcher.wait_until(handle, time.monotonic() + self._grace_s) is None:
             await self._order(handle, Asked.to_be_killed)
             self._watcher.notify(handle)
@@ -119,7 +116,7 @@ class ModalBackend:
     def logs(self, handle: ReplicaHandle, *, n_lines: int, follow: bool) -> AsyncIterator[str]:
         """Read the lines that Modal keeps of the call."""
         require_asyncio()
-        call = call_of(handle, self._client)
+        call = modal.FunctionCall.from_id(call_id_of(handle), client=self._client)
         if not follow:
             return self._logs.lines(call, n_lines)
         function_id = handle.metadata.get("function_id")
@@ -149,7 +146,8 @@ class ModalBackend:
     async def _order(self, handle: ReplicaHandle, what: Asked) -> None:
         """Have Modal accept the order, however often it must be told; the asker has the deadline."""
         pauses, again = Pauses(), False
-        self._watcher.note(handle, what)
+        orders, call_id = self._watcher.orders, call_id_of(handle)
+        orders.note(call_id, what)  # first: its end may be known sooner than that the order was accepted
         while True:
             try:
                 await self._order_in_turn(handle, what, again=again)
@@ -160,15 +158,15 @@ class ModalBackend:
                     raise explain(exc, f"cancelling rank {handle.rank}") from exc
                 again = False
             else:
+                orders.note_accepted(call_id)
                 return
             await pauses.wait()
 
     async def _order_in_turn(self, handle: ReplicaHandle, what: Asked, *, again: bool) -> None:
         turn = await self._connections.turn(Kind.order, self._watcher, again=again)
         try:
-            call = call_of(handle, turn.client)
-            order = partial(call.cancel.aio, terminate_containers=what is Asked.to_be_killed)
-            await self._requests.answer(order, _ANSWER_S)
+            kill = what is Asked.to_be_killed
+            await self._connections.questions.end(call_id_of(handle), turn.client, kill=kill, within_s=_ANSWER_S)
         finally:
             turn.give_back()
 

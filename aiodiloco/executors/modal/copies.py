@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import anyio
 import modal
+
+from aiodiloco.executors.modal.inside import unwrapped
 
 __all__ = ["open_copy"]
 
@@ -18,7 +18,7 @@ async def open_copy(client: modal.Client | None) -> modal.Client | None:
     """
     original = client if client is not None else await modal.Client.from_env.aio()
     try:
-        made_of = _inside(original)
+        made_of = unwrapped(original)
         credentials, oauth = made_of._credentials, made_of._oauth_credentials
         copy = modal.Client(made_of.server_url, made_of.client_type, credentials, oauth_credentials=oauth)
     except (AttributeError, ImportError, TypeError):
@@ -30,9 +30,3 @@ async def open_copy(client: modal.Client | None) -> modal.Client | None:
             await copy.close.aio()
         raise
     return copy
-
-
-def _inside(client: modal.Client) -> Any:  # noqa: ANN401 - of a private class
-    from modal._utils.async_utils import synchronizer
-
-    return synchronizer._translate_in(client)  # type: ignore[no-untyped-call]  # the same

@@ -7,13 +7,14 @@ import contextlib
 import dataclasses
 import enum
 import threading
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import anyio
+from aiodiloco.executors.modal.tickets import Ticket, call_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from aiodiloco.records import ReplicaResult
 
@@ -27,6 +28,11 @@ class Stage(enum.Enum):
     sent_poll = "its request is under way"
     queued_confirmation = "it waits for its turn, which comes before those of polls"
     sent_confirmation = "its request is under way, for a replica that was told to end"
+
+    __hash__ = object.__hash__  # members are equal if they are the same; by their names takes longer
+
+
+_SENT = (Stage.sent_poll, Stage.sent_confirmation)
 
 
 @dataclasses.dataclass(eq=False)
@@ -59,30 +65,43 @@ class Waiter:
     _lock: threading.Lock
     _loop: asyncio.AbstractEventLoop
     row: ReplicaResult | None = None
-    _scope: anyio.CancelScope | None = None
-    _relies: bool = False
+    _on_news: Callable[[], object] | None = None
+    _until: Callable[[], float] | None = None
+    _latest: float = 0.0
+    _is_notified: bool = False
 
     @property
     def is_asked_for(self) -> bool:
         """Whether some task has a request under way."""
-        return any(self.call.asking[stage] for stage in (Stage.sent_poll, Stage.sent_confirmation))
+        return any(self.call.asking[stage] for stage in _SENT)
 
-    async def rely_on_others(self, within_s: float) -> None:
-        """Return when another task that asks has come further, or there is other news, or the time is over."""
-        self._relies = True
-        with self.until_news(within_s):
-            await anyio.sleep_forever()
-        self._relies = False
+    async def rely_on_others(self, until: Callable[[], float]) -> None:
+        """Return at `until()` (`time.monotonic()`), or when the replica has ended.
+
+        `until` is asked again whenever a task that asks has come further, or there is other news.
+        """
+        ticket = Ticket()
+        self._until = until  # first, so that no news gets lost
+        self._latest = until()
+        timer = None
+        if self._latest < float("inf"):
+            timer = self._loop.call_later(self._latest - time.monotonic(), ticket.drop)
+        try:
+            with self.calling(ticket.drop):
+                await ticket.wait()
+        finally:
+            self._until = None
+            if timer is not None:
+                timer.cancel()
 
     @contextlib.contextmanager
-    def until_news(self, within_s: float = float("inf")) -> Iterator[None]:
-        """Leave the block when the replica has ended, or was told to end.
-
-        Not for requests: cancelled just when it has its answer, one makes asyncio complain that nobody took it.
-        """
-        with anyio.move_on_after(within_s) as self._scope:
+    def calling(self, on_news: Callable[[], object]) -> Iterator[None]:
+        """Call `on_news` in this task's event loop when the replica has ended, or was told to end."""
+        self._on_news = on_news
+        try:
             yield
-        self._scope = None
+        finally:
+            self._on_news = None
 
     @contextlib.contextmanager
     def asking(self, stage: Stage) -> Iterator[None]:
@@ -96,18 +115,26 @@ class Waiter:
     def _change(self, stage: Stage, change: int) -> None:
         with self._lock:
             self.call.asking[stage] += change
-            others = [waiter for waiter in self.call.waiters if waiter is not self and waiter._relies]
+            others = [waiter for waiter in self.call.waiters if waiter is not self and waiter._until is not None]
         for other in others:
             other.notify()
 
     def notify(self) -> None:
         """Tell this task that there is news. From any thread."""
+        if self._is_notified:
+            return
+        self._is_notified = True
         with contextlib.suppress(RuntimeError):  # its event loop is closed, so nobody waits there
-            self._loop.call_soon_threadsafe(self._interrupt)
+            call_in(self._loop, self._interrupt)
 
     def _interrupt(self) -> None:
-        if self._scope is not None:
-            self._scope.cancel()
+        self._is_notified = False
+        if self._on_news is not None and not self._still_relies():
+            self._on_news()
+
+    def _still_relies(self) -> bool:
+        """Return whether the news changes nothing: who asks comes from one stage to the next without a pause."""
+        return self.row is None and self._until is not None and self._until() == self._latest
 
 
 class Ends:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["NoAnswerError", "Requests"]
+__all__ = ["NoAnswerError", "Outcome", "Requests", "outcome_of"]
 
 T = TypeVar("T")
+Outcome: TypeAlias = tuple[T | None, BaseException | None]
 
 
 class NoAnswerError(Exception):
@@ -34,7 +35,7 @@ class Requests:
         Raises:
             NoAnswerError: there was none within the time.
         """
-        task = asyncio.get_running_loop().create_task(_outcome(request))
+        task = asyncio.get_running_loop().create_task(outcome_of(request))
         try:
             await asyncio.wait((task,), timeout=within_s)
         finally:
@@ -53,8 +54,11 @@ class Requests:
         task.cancel()
 
 
-async def _outcome(request: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T | None, BaseException | None]:
-    """Return, and never raise: a replica's SystemExit, raised by a task, would stop the event loop."""
+async def outcome_of(request: Callable[[], Coroutine[Any, Any, T]]) -> Outcome[T]:
+    """Return what `request()` returns and None, or None and what it raises, but for its own cancellation.
+
+    A replica's SystemExit, raised by a task, would stop the event loop.
+    """
     try:
         return await request(), None
     except asyncio.CancelledError:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
-import modal
 import modal.exception
 
 from aiodiloco.errors import HandleError
 from aiodiloco.executors.modal.connections import Kind
 from aiodiloco.executors.modal.ends import Ends, Stage, Waiter
 from aiodiloco.executors.modal.errors import explain
+from aiodiloco.executors.modal.orders import Orders
 from aiodiloco.executors.modal.outcome import Asked, is_from_replica, row_of_exception, row_of_value
 from aiodiloco.executors.modal.pauses import Pauses
-from aiodiloco.executors.modal.requests import NoAnswerError, Requests
+from aiodiloco.executors.modal.requests import NoAnswerError
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from aiodiloco.executors.modal.connections import Connections, Turn
     from aiodiloco.records import ReplicaHandle, ReplicaResult
 
-__all__ = ["StillRunningError", "Watcher", "call_of"]
+__all__ = ["StillRunningError", "Watcher", "call_id_of"]
 
 _LONG_POLL_S = 5.0
 _SHORT_POLL_S = 1.0  # when there are more replicas than polls, which then take turns
@@ -46,29 +43,26 @@ class StillRunningError(Exception):
     """The call has not ended."""
 
 
-def call_of(handle: ReplicaHandle, client: modal.Client | None) -> modal.FunctionCall[Any]:
-    """Return the replica's call, to be asked of `client`. No I/O."""
+def call_id_of(handle: ReplicaHandle) -> str:
+    """Return the id of the replica's call, or raise HandleError."""
     if handle.call_id is None:
         raise HandleError(
             f"the handle of rank {handle.rank} of {handle.run_id} has no call_id: not one of this backend's"
         )
-    return modal.FunctionCall.from_id(handle.call_id, client=client)
+    return handle.call_id
 
 
 class Watcher:
-    """Waits for the ends of replicas, for any number of tasks in any event loop, and knows what was asked of them."""
+    """Waits for the ends of replicas, for any number of tasks in any event loop.
+
+    Attributes:
+        orders: What replicas were told.
+    """
 
     def __init__(self, connections: Connections) -> None:
+        self.orders = Orders()
         self._connections = connections
         self._ends = Ends()
-        self._requests = Requests()
-        self._lock = threading.Lock()
-        self._asked: dict[str, Asked] = {}
-
-    def note(self, handle: ReplicaHandle, what: Asked) -> None:
-        """Remember what a replica is going to be told: its end may be known sooner than that the order was accepted."""
-        with self._lock:
-            self._asked[str(handle.call_id)] = max(what, self._asked_of(handle))
 
     def notify(self, handle: ReplicaHandle) -> None:
         """Have those who wait for this replica ask soon: it has been told to end."""
@@ -85,8 +79,7 @@ class Watcher:
 
         None only if a request was or is under way: a queue for the connection is no reason to think that it still runs.
         """
-        call_of(handle, None)
-        with self._ends.waiting(str(handle.call_id)) as waiter:
+        with self._ends.waiting(call_id_of(handle)) as waiter:
             row = await self._watch(handle, waiter, latest)
         if row is not None:
             self._ends.tell(str(handle.call_id), row)
@@ -103,9 +96,11 @@ class Watcher:
             StillRunningError: it has not ended within `within_s` seconds.
             NoAnswerError: nothing was heard.
         """
-        call = call_of(handle, client)
+        call_id = call_id_of(handle)
         try:
-            value = await self._requests.answer(partial(call.get.aio, timeout=within_s), within_s + _ANSWER_S)
+            value = await self._connections.questions.result(
+                call_id, client, wait_s=within_s, within_s=within_s + _ANSWER_S
+            )
         except (anyio.get_cancelled_exc_class(), NoAnswerError):
             raise
         except BaseException as exc:  # the client re-raises whatever ended the replica, also SystemExit
@@ -128,8 +123,8 @@ class Watcher:
             if waiter.is_asked_for and time.monotonic() >= max(latest, waiter.call.sent_at + _MOMENT_S):
                 return None  # an end that is known has its answer in a moment
             kind = self._kind(handle)
-            if (seconds := _time_to_rely_on_others(waiter, kind, impatient_at, latest) - time.monotonic()) > 0:
-                await waiter.rely_on_others(seconds)
+            if self._time_to_rely_on_others(handle, waiter, impatient_at, latest) > time.monotonic():
+                await waiter.rely_on_others(partial(self._time_to_rely_on_others, handle, waiter, impatient_at, latest))
                 continue
             try:
                 answered = await self._ask_in_turn(handle, waiter, kind, latest, again=again)
@@ -146,13 +141,12 @@ class Watcher:
     ) -> bool:
         """Ask when it is this request's turn; return False if there was no answer."""
         queued, sent = _STAGES[kind]
-        turn = None
-        with waiter.asking(queued), waiter.until_news():
-            turn = await self._connections.turn(kind, self, again=again)
+        with waiter.asking(queued):
+            turn = await self._connections.turn_unless(waiter.calling, kind, self, again=again)
         if turn is None:
             return True
         try:
-            if waiter.row is not None:
+            if waiter.row is not None or self._kind(handle) is not kind:
                 return True
             waiter.call.sent_at = time.monotonic()
             with waiter.asking(sent):
@@ -174,21 +168,23 @@ class Watcher:
             return _LONG_POLL_S
         return _SHORT_POLL_S if kind is Kind.poll else _LOOK_S
 
+    def _time_to_rely_on_others(
+        self, handle: ReplicaHandle, waiter: Waiter, impatient_at: float, latest: float
+    ) -> float:
+        """Return until when not to ask, because another task does (`time.monotonic()`); minus infinity: none does.
+
+        Of a replica that was told to end, a poll from before does not count for long: it may hang.
+        """
+        asking = waiter.call.asking
+        is_poll = self._kind(handle) is Kind.poll
+        if asking[Stage.queued_confirmation] or (is_poll and any(asking.values())):
+            return float("inf")
+        if asking[Stage.sent_confirmation]:
+            return max(latest, waiter.call.sent_at + _MOMENT_S)
+        return min(impatient_at, latest) if asking[Stage.sent_poll] else float("-inf")
+
     def _kind(self, handle: ReplicaHandle) -> Kind:
         return Kind.poll if self._asked_of(handle) is Asked.nothing else Kind.confirmation
 
     def _asked_of(self, handle: ReplicaHandle) -> Asked:
-        return self._asked.get(str(handle.call_id), Asked.nothing)
-
-
-def _time_to_rely_on_others(waiter: Waiter, kind: Kind, impatient_at: float, latest: float) -> float:
-    """Return until when not to ask, because another task does (`time.monotonic()`); minus infinity: none does.
-
-    Of a replica that was told to end, a poll from before does not count for long: it may hang.
-    """
-    asking = waiter.call.asking
-    if asking[Stage.queued_confirmation] or (kind is Kind.poll and any(asking.values())):
-        return float("inf")
-    if asking[Stage.sent_confirmation]:
-        return max(latest, waiter.call.sent_at + _MOMENT_S)
-    return min(impatient_at, latest) if asking[Stage.sent_poll] else float("-inf")
+        return self.orders.asked_of(str(handle.call_id))

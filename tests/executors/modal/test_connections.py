@@ -61,8 +61,9 @@ async def test_polls_leave_room_and_the_urgent_go_first() -> None:
     polls = [await shared.turn(Kind.poll, shared) for _ in range(56)]
     rest = [await shared.turn(Kind.order, shared) for _ in range(12)]
     log: list[Kind] = []
-    shared._copy = object()
-    more = [await shared.turn(Kind.order, shared, again=True) for _ in range(96)]
+    for line in shared._copies:
+        line.copy = object()
+    more = [await shared.turn(Kind.order, shared, again=True) for _ in range(2 * 96)]
     async with anyio.create_task_group() as group:
         for kind in (Kind.poll, Kind.poll, Kind.confirmation, Kind.order, Kind.order):
             group.start_soon(_take_and_note, shared, kind, log)
@@ -77,7 +78,7 @@ async def test_polls_leave_room_and_the_urgent_go_first() -> None:
     assert log[3:] == [Kind.poll, Kind.poll]
     assert shared.has_room_for(Kind.poll, 56)
     assert not shared.has_room_for(Kind.poll, 57)
-    assert not any(shared._under_way.values())
+    assert not any(any(line.under_way) for line in shared._lines)
 
 
 async def test_who_gives_up_its_wait_takes_no_turn_along() -> None:
@@ -89,7 +90,7 @@ async def test_who_gives_up_its_wait_takes_no_turn_along() -> None:
     assert shared.has_room_for(Kind.poll, 1)
     for turn in turns:
         turn.give_back()
-    assert not any(shared._under_way.values())
+    assert not any(any(line.under_way) for line in shared._lines)
 
 
 async def test_all_who_use_a_client_share_its_connections(client, crowded_plane) -> None:
@@ -154,10 +155,10 @@ async def test_ending_a_large_group_takes_one_order_and_one_confirmation_each(
             group.start_soon(executor.cancel, handle)
     assert orders.struck == _MANY
     assert confirmations.struck <= _MANY + 56, "one each, and the polls that were under way"
-    second = connections_of(client)._copy
-    assert second is not None
+    copies = [line.copy for line in connections_of(client)._copies]
+    assert copies[0] is not None
     await executor.close()
-    assert second.is_closed()
+    assert all(copy is None or copy.is_closed() for copy in copies)
 
 
 async def test_a_replica_whose_end_could_not_be_asked_for_yet_is_not_told_again(client, crowded_plane) -> None:
@@ -166,7 +167,7 @@ async def test_a_replica_whose_end_could_not_be_asked_for_yet_is_not_told_again(
     handles = await executor.launch_replicas(2)
     shared = connections_of(client)
     turns = [await shared.turn(Kind.order, shared) for _ in range(68)]
-    turns += [await shared.turn(Kind.confirmation, shared) for _ in range(64)]
+    turns += [await shared.turn(Kind.confirmation, shared) for _ in range(2 * 64)]
     orders = crowded_plane.faults.latency(0, "FunctionCallCancel")
     async with anyio.create_task_group() as group:
         group.start_soon(executor.cancel, handles[1])
@@ -184,7 +185,7 @@ async def test_ending_a_small_group_opens_no_connection(client, crowded_plane) -
     handles = await executor.launch_replicas(12)
     rows = await executor.collect(handles, timeout=0.2)
     assert {row.status for row in rows[1:]} == {"cancelled"}
-    assert connections_of(client)._copy is None
+    assert not any(line.copy for line in connections_of(client)._copies)
 
 
 async def test_the_second_connection_stays_for_others_and_is_opened_again_after_its_end(client, crowded_plane) -> None:
@@ -209,22 +210,22 @@ async def test_the_second_connection_stays_for_others_and_is_opened_again_after_
 async def test_orders_share_the_clients_connection_where_it_cannot_be_copied(
     client, crowded_plane, monkeypatch
 ) -> None:
-    monkeypatch.setattr(copies, "_inside", lambda client: object())
+    monkeypatch.setattr(copies, "unwrapped", lambda client: object())
     executor = ModalSpawnExecutor(functions.sleep, client=client, grace=0.1)
     handles = await executor.launch_replicas(_MANY)
     with anyio.fail_after(_BOUND_S):
         async with anyio.create_task_group() as group:
             for handle in handles:
                 group.start_soon(executor.cancel, handle)
-    assert connections_of(client)._copy is None
+    assert not any(line.copy for line in connections_of(client)._copies)
     await executor.close()
     assert not client.is_closed()
 
 
 def test_what_is_sent_over_one_connection_at_once_fits() -> None:
     """100 is HTTP/2's usual limit; a launch has 32 spawns under way."""
-    assert connections._MOST[connections._Line.first] + 32 <= 100
-    assert connections._MOST[connections._Line.second] <= 100
+    assert connections._MOST_OVER_OWN[Kind.order] + 32 <= 100
+    assert connections._MOST_OVER_COPY[Kind.order] <= 100
 
 
 @pytest.mark.parametrize("failure", ["refused", "hangs"])
@@ -248,6 +249,6 @@ async def test_without_a_second_connection_the_first_carries_everything(failure,
         assert turn.client is own
         turn.give_back()
     assert attempts == [failure], "nobody waits for it twice"
-    shared._open_again_at = 0.0
+    shared._copies[0].open_again_at = 0.0
     await shared.turn(Kind.confirmation, shared, again=True)
     assert attempts == [failure] * 2
