@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 from aiodiloco.executors import calls
+from aiodiloco.executors.awake import awake
 from aiodiloco.executors.core import Executor
 
 from .scripted import Replica, ScriptedBackend, hang
@@ -61,3 +63,22 @@ def test_the_end_of_the_event_loop_is_not_held_up_for_long(monkeypatch: pytest.M
     asyncio.run(_collect(backend))
     assert time.monotonic() - since < 10
     assert {replica.cancels for replica in backend.replicas.values()} == {2}
+
+
+async def test_all_who_wait_in_an_event_loop_share_the_timer_that_keeps_it_awake() -> None:
+    loop = asyncio.get_running_loop()
+
+    def num_timers() -> int:
+        return sum(not timer.cancelled() for timer in loop._scheduled)
+
+    before = num_timers()
+    with contextlib.ExitStack() as first:
+        first.enter_context(awake())
+        with contextlib.ExitStack() as others:
+            for _ in range(100):
+                others.enter_context(awake())
+            first.close()
+            assert num_timers() == before + 1
+    assert num_timers() == before
+    with awake():
+        assert num_timers() == before + 1

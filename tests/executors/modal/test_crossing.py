@@ -107,11 +107,14 @@ async def test_who_is_cancelled_lets_go_of_the_request(there, how) -> None:
     assert task.cancelled()
 
 
-async def test_a_request_that_is_given_up_before_it_has_left_is_not_made(there) -> None:
-    patient, crossing = Patient(), Crossing(there)
+async def test_a_request_that_is_given_up_before_it_could_be_made_is_not_made(there) -> None:
+    patient, crossing, is_free = Patient(), Crossing(there), threading.Event()
+    there.call_soon_threadsafe(is_free.wait, _BOUND_S)
     task = asyncio.create_task(crossing.answer(patient.wait, _BOUND_S))
-    asyncio.get_running_loop().call_soon(task.cancel)
+    await anyio.wait_all_tasks_blocked()
+    task.cancel()
     await asyncio.wait([task])
+    is_free.set()
     await crossing.answer(partial(_number, 0), _BOUND_S)
     assert not patient.has_begun.is_set()
 

@@ -39,6 +39,7 @@ async def _until(holds) -> None:
 async def test_the_deadline_holds_whatever_the_control_plane_does_and_no_row_lies(
     plane, sleeper, fault, monkeypatch
 ) -> None:
+    """The fault lasts until `collect` has returned; how exact its deadline is, `test_deadlines` measures."""
     monkeypatch.setattr(backend, "_ANSWER_S", 0.5)
     monkeypatch.setattr(watcher, "_ANSWER_S", 0.5)
     handles = await sleeper.launch_replicas(3)
@@ -49,8 +50,9 @@ async def test_the_deadline_holds_whatever_the_control_plane_does_and_no_row_lie
         "throttle politely": lambda: plane.faults.throttle("Function*", retry_after_s=1),
     }[fault]()
     start = time.monotonic()
-    rows = await sleeper.collect(handles, timeout=0.5)
-    assert 0.5 <= time.monotonic() - start < 1.0
+    with anyio.fail_after(_BOUND_S):
+        rows = await sleeper.collect(handles, timeout=0.5)
+    assert time.monotonic() - start >= 0.5
     assert [row.status for row in rows] == ["running"] * 3
     assert all("asked for but not confirmed" in row.error for row in rows)
     plane.faults.clear()
@@ -63,8 +65,9 @@ async def test_the_deadline_holds_when_the_control_plane_is_dead_and_replicas_ou
         handles = await executor.launch_replicas(2, entrypoints.sleep)
         async with plane.down():
             start = time.monotonic()
-            rows = await executor.collect(handles, timeout=0.5)
-            assert 0.5 <= time.monotonic() - start < 1.0
+            with anyio.fail_after(_BOUND_S):
+                rows = await executor.collect(handles, timeout=0.5)
+            assert time.monotonic() - start >= 0.5
             assert [row.status for row in rows] == ["running"] * 2
         rows = await executor.collect(handles, timeout=_BOUND_S)
         assert [row.status for row in rows] == ["cancelled"] * 2
@@ -176,8 +179,9 @@ async def test_who_swallows_the_polite_cancellation_is_killed_after_the_grace(pl
     [handle] = await executor.launch_replicas(1)
     await _until(lambda: plane.call(handle.call_id).state == "running")
     start = time.monotonic()
-    await executor.cancel(handle)
-    assert 0.5 <= time.monotonic() - start < 3.0
+    with anyio.fail_after(_BOUND_S):
+        await executor.cancel(handle)
+    assert time.monotonic() - start >= 0.5
     assert not plane.call(handle.call_id).is_alive
     assert await executor.poll(handle) == "cancelled"
 
@@ -192,8 +196,9 @@ async def test_who_heeds_the_polite_cancellation_is_not_killed(plane, client) ->
     assert container in plane.containers()
 
 
-async def test_a_cancellation_is_not_starved_by_the_polls_of_a_large_group() -> None:
-    """130 replicas are watched over a connection that carries 100 requests at once."""
+async def test_a_cancellation_is_not_starved_by_the_polls_of_a_large_group(monkeypatch) -> None:
+    """130 replicas are watched over a connection that carries 100 requests at once, by polls that outlast the test."""
+    monkeypatch.setattr(watcher, "_SHORT_POLL_S", 2 * _BOUND_S)
     async with LoopbackModal(max_containers=1) as plane:
         async with ModalExecutor(client=await plane.client()) as executor:
             handles = await executor.launch_replicas(130, entrypoints.sleep)
@@ -201,8 +206,7 @@ async def test_a_cancellation_is_not_starved_by_the_polls_of_a_large_group() -> 
             async with anyio.create_task_group() as group:
                 group.start_soon(lambda: executor.collect(handles, policy=WaitAll()))
                 await _until(lambda: polls.struck >= 56)
-                start = time.monotonic()
-                await executor.cancel(handles[100])
-                assert time.monotonic() - start < 2.0
+                with anyio.fail_after(_BOUND_S):
+                    await executor.cancel(handles[100])
                 group.cancel_scope.cancel()
         assert not any(call.is_alive for call in plane.calls())
