@@ -21,15 +21,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
 from aiodiloco.codec.checks import check_tensors
+from aiodiloco.codec.pieces import even_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
 __all__ = ["E3M0Codec"]
@@ -39,13 +38,22 @@ _STEP: Final = 255  # blocks per torch call: just under 32768 elements, for the 
 _SPECIAL: Final = 255  # the scale byte of a block with a NaN or an infinity
 _LARGEST: Final = 254  # 2**127
 _SMALLEST: Final = 7  # 2**-120: the smallest level, 2**-126, is then the smallest normal number
-# All of encoding works on the upper half of a float: sign, 8 bits of exponent, 7 of mantissa. Adding half to the
-# magnitude carries into the exponent exactly from a mantissa of 1.5 on, so what is left is the nearest power of two.
+# Groups of steps, for the reason given in int8.py.
+_GROUP: Final = 8
+# The scale comes from the upper half of absmax: sign, 8 bits of exponent, 7 of mantissa. Adding half carries into the
+# exponent exactly from a mantissa of 1.5 on, so what is left is the nearest power of two. Elements are multiplied by
+# float32's 4/3 for that: 1.5 * 4/3 is rounded to 2, and the float below 1.5 does not reach it.
 _MAGNITUDE: Final = 0x7FFF
 _HALF: Final = 0x40
 _INFINITE: Final = 0x7F80
-# Shift counts as tensors of the right type: a Python int is converted at each call, for twice the time.
-_4, _7, _12 = torch.tensor([4, 7, 12], dtype=torch.int16).unbind()
+_FOUR_THIRDS: Final = 0x2AAAAB  # the mantissa of 4/3
+_LEVEL_7: Final = 3 * 127 - 8 - 127  # the biased exponent of 2**-8 / scale, if the scale's is subtracted
+_LARGE: Final = 240  # for larger biased exponents of the scale, the factor is reached in two steps,
+_DOWN: Final = 32  # of which the first is 2**-32
+# As tensors of the right type: a Python int is converted at each call, for twice the time.
+_HALF_A_MANTISSA, _NO_MANTISSA, _LEVELS, _NIBBLES, _12 = torch.tensor(
+    [0x00400000, -0x00800000, 0x1C001C00, -0x0FFF1000, 12], dtype=torch.int32
+).unbind()
 
 
 def _pairs_of_floats() -> Tensor:
@@ -132,65 +140,103 @@ def _rows(flat: Tensor, whole: int, width: int) -> Tensor:
     return flat[: whole * width].view(whole, width)
 
 
-def _steps(num_rows: int) -> Iterator[slice]:
-    return (slice(start, min(start + _STEP, num_rows)) for start in range(0, num_rows, _STEP))
-
-
 def _encode_blocks(blocks: Tensor, scales: Tensor, packed: Tensor) -> None:
     """Fill `scales`, (rows,) uint8, and `packed`, (rows, 64) uint8, from `blocks`, (rows, 128) fp32."""
-    floors, special = _choose_scales(_absmax(blocks), scales)
-    upper_halves = _upper_halves(blocks)
-    # Of this call alone: threads share nothing.
-    scratch = torch.empty(2, min(len(blocks), _STEP), _BLOCK, dtype=torch.int16)
-    nibbles = torch.empty(scratch.shape[1:], dtype=torch.uint8)
-    for rows in _steps(len(blocks)):
-        size = rows.stop - rows.start
-        signs = scratch[0, :size].copy_(upper_halves[rows])
-        levels = torch.bitwise_and(signs, _MAGNITUDE, out=scratch[1, :size])
-        # 1 .. 7 for the seven powers of two up to the scale. A signed shift: what is smaller is negative.
-        levels.sub_(floors[rows, None]).bitwise_right_shift_(_7).clamp_(0, 7)
-        levels.bitwise_or_(signs.bitwise_right_shift_(_12).bitwise_and_(8))
-        if special is not None:
-            levels.masked_fill_(special[rows, None], 0)
-        pairs = nibbles[:size].copy_(levels).view(torch.int16)  # little-endian: the earlier nibble is the low byte
-        shifted = torch.bitwise_right_shift(pairs, _4, out=scratch[0].view(-1)[: pairs.numel()].view_as(pairs))
-        packed[rows].copy_(shifted.bitwise_or_(pairs))  # keeps the low byte
+    for rows, step in even_steps(len(blocks), _STEP):
+        scratch = _Scratch(step)
+        groups = (torch.split(tensor[rows], step * _GROUP) for tensor in (blocks, scales, packed))
+        for values, exponents, target in zip(*groups, strict=True):
+            _encode_group(values, exponents, target, scratch)
 
 
-def _absmax(blocks: Tensor) -> Tensor:
-    """Return the upper halves of each block's absmax, (rows,) int16; at least 0x7f80 where it is not finite."""
-    absmax = torch.empty(len(blocks), 1)
-    scratch = torch.empty(min(len(blocks), _STEP), _BLOCK)
-    for rows in _steps(len(blocks)):
-        magnitudes = torch.abs(blocks[rows], out=scratch[: rows.stop - rows.start])
-        torch.amax(magnitudes, dim=1, out=absmax[rows, 0])
-    return _upper_halves(absmax)[:, 0].bitwise_and(_MAGNITUDE)  # a NaN may have a sign
+class _Odd(NamedTuple):
+    """What else to do in a group with rows at the ends of float32: not finite, or with factors or levels next to what
+    a flush-to-zero mode could change.
+
+    Attributes:
+        first: By what to multiply each row first, (rows, 1) fp32.
+        special: Which rows have a NaN or an infinity, (rows, 1) bool.
+    """
+
+    first: Tensor
+    special: Tensor
+
+    def multiply(self, blocks: Tensor, factors: Tensor, rows: slice, out: Tensor) -> None:
+        """Write the products to `out`: at most 2**-8, and zeros where a row is not finite."""
+        torch.add(blocks.view(torch.int32), _HALF_A_MANTISSA, out=out.view(torch.int32)).bitwise_and_(_NO_MANTISSA)
+        out.mul_(self.first[rows]).mul_(factors)
+        out.clamp_(-(2.0**-8), 2.0**-8).masked_fill_(self.special[rows], 0.0)
 
 
-def _upper_halves(floats: Tensor) -> Tensor:
-    """Return a view of (rows, n) fp32 as the int16 of sign, exponent and upper mantissa: (rows, n)."""
-    return floats.view(torch.int16).view(*floats.shape, 2)[..., 1]  # little-endian
+class _Scratch:
+    """Room for one step, of one call alone: threads share nothing. Made once: every view costs like a small step."""
+
+    def __init__(self, step: int) -> None:
+        self.floats = torch.empty(step, _BLOCK)
+        self.bits = self.floats.view(torch.int32)
+        self.halves = torch.empty(step, _BLOCK, dtype=torch.float16)
+        self.pairs = self.halves.view(torch.int32)  # little-endian: the earlier is the low half
+        self.more_pairs = torch.empty_like(self.pairs)
 
 
-def _choose_scales(absmax: Tensor, scales: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Fill `scales`, (rows,) uint8; return what to subtract from the magnitudes, and which rows are not finite if any.
+def _encode_group(blocks: Tensor, scales: Tensor, packed: Tensor, scratch: _Scratch) -> None:
+    """Encode some times as many rows as `scratch` has."""
+    step, floats = len(scratch.floats), scratch.floats
+    steps, absmax = torch.split(blocks, step), torch.empty(len(blocks))
+    for values, largest in zip(steps, torch.split(absmax, step), strict=True):
+        torch.abs(values, out=floats)
+        torch.amax(floats, dim=1, out=largest)
+    factors, odd = _choose_scales(absmax, scales)
+    of_steps = steps, torch.split(factors[:, None], step), torch.split(packed, step)
+    for i, (values, factor, target) in enumerate(zip(*of_steps, strict=True)):
+        if odd is None:
+            torch.mul(values, factor, out=floats)
+        else:
+            odd.multiply(values, factor, slice(i * step, (i + 1) * step), floats)
+        scratch.bits.bitwise_and_(_NO_MANTISSA)
+        _pack(scratch, target)
 
-    The few operations on scales alone are made for all of them at once: step by step they took most of the time.
+
+def _pack(scratch: _Scratch, packed: Tensor) -> None:
+    """Fill `packed`, (rows, 64) uint8, from the scratch's signed powers of two, (rows, 128), of which 2**-8 is level 7.
+
+    As fp16, the exponent field is the level: of what is below the lowest level it is 0.
+    """
+    scratch.halves.copy_(scratch.floats)
+    pairs, more_pairs = scratch.pairs, scratch.more_pairs
+    torch.bitwise_and(pairs, _LEVELS, out=more_pairs)
+    torch.add(pairs, more_pairs, alpha=3, out=pairs)  # moves the levels two places up, next to the signs
+    pairs.bitwise_and_(_NIBBLES).bitwise_right_shift_(_12)
+    torch.bitwise_right_shift(pairs, _12, out=more_pairs)
+    packed.copy_(more_pairs.bitwise_or_(pairs))  # keeps the low byte
+
+
+def _choose_scales(absmax: Tensor, scales: Tensor) -> tuple[Tensor, _Odd | None]:
+    """Fill `scales`, (rows,) uint8; return by what to multiply each row, (rows,) fp32, and what else to do if anything.
+
+    The products' exponents are those of the nearest powers of two, and level 7 is 2**-8.
 
     Args:
-        absmax: (rows,) int16, the upper half of each block's absmax.
+        absmax: (rows,) fp32, of each block.
         scales: Where to write the biased exponents.
     """
-    exponents = absmax.to(torch.int32).add_(_HALF).bitwise_right_shift_(7).clamp_(max=_LARGEST)
+    upper = absmax.view(torch.int32).bitwise_right_shift(16).bitwise_and_(_MAGNITUDE)  # a NaN may have a sign
+    exponents = upper.add(_HALF).bitwise_right_shift_(7).clamp_(max=_LARGEST)
     exponents.masked_fill_(exponents < _SMALLEST, 0)
-    floors = exponents.sub(7).bitwise_left_shift_(7).sub_(_HALF)
-    floors.masked_fill_(exponents == 0, _MAGNITUDE)  # takes everything in the block to zero
-    special = absmax >= _INFINITE
-    any_special = bool(special.any())
-    if any_special:
-        exponents.masked_fill_(special, _SPECIAL)
+    # Clamped, what is not finite is the largest.
+    is_odd = bool(exponents.amax() > _LARGE) or bool((exponents == _SMALLEST).any())
+    inverse = exponents.neg().add_(_LEVEL_7)
+    odd = None
+    if is_odd:
+        large, special = exponents > _LARGE, upper >= _INFINITE
+        inverse.add_(large, alpha=_DOWN)
+        odd = _Odd(torch.where(large, 2.0**-_DOWN, 1.0)[:, None], special[:, None])
+    factors = inverse.bitwise_left_shift_(23).bitwise_or_(_FOUR_THIRDS).view(torch.float32)
+    factors.masked_fill_(exponents == 0, 0.0)  # takes everything in the block to zero
+    if odd is not None:
+        exponents.masked_fill_(odd.special[:, 0], _SPECIAL)
     scales.copy_(exponents)
-    return floors.to(torch.int16), special if any_special else None
+    return factors, odd
 
 
 def _floats(scales: Tensor) -> Tensor:
@@ -202,10 +248,12 @@ def _floats(scales: Tensor) -> Tensor:
 
 def _decode_blocks(scales: Tensor, packed: Tensor, blocks: Tensor) -> None:
     """Fill `blocks`, (rows, 128) fp32, from `scales`, (rows,) fp32, and `packed`, (rows, 64) uint8."""
-    scratch = torch.empty(min(len(packed), _STEP) * _BLOCK // 2, dtype=torch.int32)
-    pairs = torch.empty(len(scratch), dtype=torch.int64)
-    for rows in _steps(len(packed)):
-        size = (rows.stop - rows.start) * _BLOCK // 2
-        codes = scratch[:size].copy_(packed[rows].view(-1))
-        values = torch.index_select(_PAIRS, 0, codes, out=pairs[:size]).view(torch.float32)
-        torch.mul(values.view(-1, _BLOCK), scales[rows, None], out=blocks[rows])
+    for rows, step in even_steps(len(blocks), _STEP):
+        codes = torch.empty(step, _BLOCK // 2, dtype=torch.int32)
+        indices, pairs = codes.view(-1), torch.empty(codes.numel(), dtype=torch.int64)
+        values = pairs.view(torch.float32).view(step, _BLOCK)
+        of_steps = (torch.split(tensor[rows], step) for tensor in (packed, scales[:, None], blocks))
+        for source, factor, target in zip(*of_steps, strict=True):
+            codes.copy_(source)
+            torch.index_select(_PAIRS, 0, indices, out=pairs)
+            torch.mul(values, factor, out=target)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["PIECE", "pieces"]
+__all__ = ["PIECE", "even_steps", "pieces"]
 
 PIECE: Final = 32768 - 128
 """Elements per torch call: just under the 32768 from which torch starts a pool of threads, one pool per calling thread.
@@ -28,3 +28,15 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         tensors: Each (numel,), the same numel.
     """
     return zip(*(torch.split(tensor, PIECE) for tensor in tensors), strict=True)
+
+
+def even_steps(num_rows: int, step: int) -> Iterator[tuple[slice, int]]:
+    """Iterate over at most two ranges of rows, and the length of the equal steps each is to be cut into.
+
+    The first range is a multiple of `step`, the second the rest, in one step: scratch made for a range fits all of it.
+    """
+    even = num_rows // step * step
+    if even:
+        yield slice(0, even), step
+    if even < num_rows:
+        yield slice(even, num_rows), num_rows - even
