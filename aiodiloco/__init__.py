@@ -44,7 +44,18 @@ if TYPE_CHECKING:
     from aiodiloco.executors.modal import ModalExecutor, ModalSpawnExecutor
     from aiodiloco.records import JSON, ReplicaHandle, ReplicaResult, ReplicaStatus, new_run_id, raise_for_failures
     from aiodiloco.replica import Replica, SyncReplica, join, join_sync
-    from aiodiloco.run import Run, RunAttempt, RunOutcome, RunResult, RunStatus, attach, launch, reap
+    from aiodiloco.run import (
+        Run,
+        RunAttempt,
+        RunOutcome,
+        RunResult,
+        RunStatus,
+        RunSummary,
+        attach,
+        launch,
+        list_runs,
+        reap,
+    )
     from aiodiloco.store import FileStore, MemoryStore, S3Store, Store, join_uri, open_store, probe
     from aiodiloco.store.volume.store import VolumeStore
     from aiodiloco.torchft import StoreManager
@@ -94,6 +105,7 @@ __all__ = [
     "RunOutcome",
     "RunResult",
     "RunStatus",
+    "RunSummary",
     "S3Store",
     "ServerlessExecutor",
     "Store",
@@ -114,6 +126,7 @@ __all__ = [
     "join_sync",
     "join_uri",
     "launch",
+    "list_runs",
     "load_checkpoint",
     "new_run_id",
     "open_store",
@@ -137,7 +150,18 @@ _HOME = {
     "store": ("FileStore", "MemoryStore", "S3Store", "Store", "join_uri", "open_store", "probe"),
     "store.volume.store": ("VolumeStore",),
     "torchft": ("StoreManager",),
-    "run": ("Run", "RunAttempt", "RunOutcome", "RunResult", "RunStatus", "attach", "launch", "reap"),
+    "run": (
+        "Run",
+        "RunAttempt",
+        "RunOutcome",
+        "RunResult",
+        "RunStatus",
+        "RunSummary",
+        "attach",
+        "launch",
+        "list_runs",
+        "reap",
+    ),
 }
 _EXTRA_OF = {"modal": "modal", "torch": "torch", "safetensors": "torch", "xxhash": "torch"}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 
 from aiodiloco.cli.demo import demo
+from aiodiloco.cli.doctor import doctor
+from aiodiloco.cli.launch import launch
 from aiodiloco.cli.modal_emulator import modal_emulator
+from aiodiloco.cli.runs import attach, cancel, logs, ps, reap, status, wait
 
 __all__ = ["app"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-app.command()(demo)
-app.command()(modal_emulator)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+for command in (demo, launch, ps, status, attach, wait, cancel, reap, logs, doctor, modal_emulator):
+    app.command()(command)
 
 
 def _show_version(wanted: bool) -> None:

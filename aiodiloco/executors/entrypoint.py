@@ -79,6 +79,14 @@ def resolve(name: str) -> Callable[..., object]:
     Raises:
         EntrypointError: no such module or function, or the module failed to import.
     """
+    function = find(name)
+    if not callable(function):
+        raise EntrypointError(f"entrypoint {name!r} is a {type(function).__qualname__}, not a function; {_REMEDY}")
+    return cast("Callable[..., object]", function)
+
+
+def find(name: str) -> object:
+    """Import and return whatever is called `name`; see `resolve`."""
     module_name, colon, qualname = name.partition(":")
     if not colon or not module_name or not qualname:
         raise EntrypointError(f'entrypoint {name!r} is not of the form "module:function"')
@@ -92,9 +100,7 @@ def resolve(name: str) -> Callable[..., object]:
     function = _find(module, qualname)
     if function is None:
         raise EntrypointError(f"entrypoint {name!r}: module {module_name!r} has no {qualname!r}")
-    if not callable(function):
-        raise EntrypointError(f"entrypoint {name!r} is a {type(function).__qualname__}, not a function; {_REMEDY}")
-    return cast("Callable[..., object]", function)
+    return function
 
 
 def check_args(args: Mapping[str, JSON]) -> Mapping[str, JSON]:

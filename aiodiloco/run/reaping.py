@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from aiodiloco.errors import RunConflictError, RunNotFoundError, StoreError
 from aiodiloco.run.launching import executor_of, uri_of
+from aiodiloco.run.listing import list_run_ids
 from aiodiloco.run.observe import find_vacancy
 from aiodiloco.run.record import RunResult, read_record, read_result
 from aiodiloco.run.session import Session
@@ -20,15 +20,12 @@ if TYPE_CHECKING:
 
     from aiodiloco.executors.core import Executor
     from aiodiloco.run.record import RunRecord
-    from aiodiloco.store import Store
 
 __all__ = ["reap"]
 
 _log = logging.getLogger(__name__)
 
 _REASON = "reaped: its driver was gone"
-_RUNS = "runs/"
-_AFTER_SLASH = "0"  # the character after "/": sorts after all keys below a run
 _NUM_AT_ONCE = 64  # each is watched for as long as its lease lasts
 
 
@@ -54,31 +51,10 @@ async def reap(store: str | os.PathLike[str], executor: Executor, *, run_id: str
         run_ids = [run_id]
     else:
         async with open_store(store) as root:
-            run_ids = await _list_runs(root)
+            run_ids = await list_run_ids(root)
     reap_one = partial(_reap_one, store, executor, is_named=run_id is not None)
     ended = await map_concurrently(reap_one, run_ids, limit=_NUM_AT_ONCE)
     return [result for result in ended if result is not None]
-
-
-async def _list_runs(root: Store) -> list[str]:
-    """Return the run ids under the store: one short listing for each, however much a run has written."""
-    run_ids: list[str] = []
-    after = _RUNS
-    while (key := await _first_key(root, after)) is not None:
-        run_ids.append(key.split("/")[1])
-        after = f"{_RUNS}{run_ids[-1]}{_AFTER_SLASH}"
-    return run_ids
-
-
-async def _first_key(root: Store, after: str) -> str | None:
-    listing = root.list(_RUNS, start_after=after)
-    try:
-        async for key in listing:
-            return key
-        return None
-    finally:
-        if isinstance(listing, AsyncGenerator):
-            await listing.aclose()
 
 
 async def _reap_one(

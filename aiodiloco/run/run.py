@@ -19,6 +19,7 @@ from aiodiloco.store.fan_out import map_concurrently
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from aiodiloco.executors.core import Executor
     from aiodiloco.run.session import Session
     from aiodiloco.store import Store
 
@@ -69,6 +70,11 @@ class Run:
     def uri(self) -> str:
         """Its own prefix in the store, where its replicas meet: `<store>/runs/<run_id>`."""
         return self._session.uri
+
+    @property
+    def executor(self) -> Executor:
+        """Where its replicas run."""
+        return self._session.executor
 
     @property
     def n_replicas(self) -> int:
