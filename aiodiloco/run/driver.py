@@ -89,8 +89,8 @@ class Driver:
 
     @property
     def launch_error(self) -> LaunchError | None:
-        """Why the run could not be launched, if it could not."""
-        return self._starter.launch_error
+        """Why the run could not be launched, if it could not. A driver that was deposed knows nothing of that."""
+        return None if self._holder.deposed else self._starter.launch_error
 
     def stop(self, reason: str) -> None:
         """End the run: cancel every replica, and write the result. The first reason counts."""
@@ -158,7 +158,9 @@ class Driver:
                 self.roster.give_up()
             actions = self._decide()
             if actions.ended is not None and not self._starter.is_busy:
-                return await self._finish(actions.ended)
+                if (result := await self._finish(actions.ended)) is not None:
+                    return result
+                continue
             is_done = await self._carry_out(actions)
             await self._wakeup.wait_until(self._next_look(actions) if is_done else time.monotonic() + _AGAIN_S)
 
@@ -227,7 +229,10 @@ class Driver:
                 preempted=row.preempted,
             )
 
-    async def _finish(self, reason: str) -> RunResult:
+    async def _finish(self, reason: str) -> RunResult | None:
+        """Write the result and return it; None if this driver was deposed: for another the run may go on."""
+        if await self._holder.ask() is False:
+            return None
         rows = self.roster.rows()
         self._tell_ends()
         if has_succeeded(self._record.policy, rows):
@@ -244,13 +249,15 @@ class Driver:
             spent_gpu_s=round(self.roster.spent_gpu_s, 3),
         )
         self._events.emit("run_ended", outcome=outcome.value, reason=reason)
-        result = await self._write(result)
-        await self._say(LeaseState.ended)
-        return result
+        written = await self._write(result)
+        if written is not None:
+            await self._say(LeaseState.ended)
+        return written
 
-    async def _write(self, result: RunResult) -> RunResult:
+    async def _write(self, result: RunResult) -> RunResult | None:
+        """Write the result and return the one that counts; None if this driver was deposed while the store failed."""
         latest = time.monotonic() + _RESULT_BOUND_S
-        while True:
+        while await self._holder.ask() is not False:
             try:
                 with anyio.fail_after(_RESULT_BOUND_S):
                     return await write_result(self._store, result)
@@ -260,6 +267,7 @@ class Driver:
                         f"run {result.run_id} has ended ({result.reason}), and its result could not be written: {exc}"
                     ) from exc
             await anyio.sleep(_PAUSE_S)
+        return None
 
     async def _say(self, state: LeaseState) -> None:
         """Let others know at once what they would otherwise learn after the lease's time to live."""

@@ -46,7 +46,7 @@ class Session:
 
     Attributes:
         driver: While this process drives, and after it drove to the end.
-        has_launched: True once all ranks have been started, or found, by this process.
+        has_launched: True once all ranks have been started, or found, by this process, or another drives.
         launch_error: Why this process could not launch the run, if it could not.
     """
 
@@ -190,6 +190,7 @@ class Session:
                 if result is not None or self._lets_go:
                     return result
                 vacancy, is_first = None, False
+                self._note_launched()  # or it will be, by whoever drives now
 
     async def _try_to_drive(self, store: Store, vacancy: Vacancy, *, is_first: bool) -> RunResult | None:
         self._is_driving = True

@@ -13,6 +13,7 @@ from aiodiloco import Respawn
 from aiodiloco.lease import LeaseHolder, LeaseTerms, Report
 from aiodiloco.run.driver import Driver
 from aiodiloco.run.journal import Slot, record_call, record_start
+from aiodiloco.run.record import read_result
 from aiodiloco.run.roster import Roster
 from aiodiloco.run.wakeup import Wakeup
 from aiodiloco.store import MemoryStore
@@ -110,6 +111,16 @@ async def test_it_ends_what_it_was_just_starting(stopped: Stopped, world: World,
     assert stopped.result is None
     assert world.spawned["1-1"] == 1
     assert world.living == ["0-0", "2-0"]
+
+
+async def test_it_leaves_the_result_to_who_drives_now(stopped: Stopped, world: World) -> None:
+    """All ranks ended while it was stopped; what came of the run is not its to say any more."""
+    async with stopped:
+        await stopped.start()
+        await stopped.is_stopped_and_deposed()
+        world.end_all()
+    assert stopped.result is None
+    assert await read_result(stopped.store) is None
 
 
 async def test_it_goes_on_if_nobody_took_over(stopped: Stopped, world: World) -> None:

@@ -5,17 +5,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
 from aiodiloco import RunConflictError, RunNotFoundError, StoreError, WaitAll, attach, launch, reap
+from aiodiloco.errors import ExecutorError
 from aiodiloco.events import read_events
 from aiodiloco.executors import Executor
-from aiodiloco.lease import LeaseDocument, LeaseState, LeaseTerms, Vacancy, lease_key, read_lease
+from aiodiloco.lease import LeaseDocument, LeaseHolder, LeaseState, LeaseTerms, Report, Vacancy, lease_key, read_lease
 from aiodiloco.run.journal import Slot, record_call, record_start
-from aiodiloco.run.record import RunRecord, read_result, write_record
+from aiodiloco.run.record import RunOutcome, RunRecord, RunResult, read_result, write_record, write_result
 from aiodiloco.run.session import Session
 from aiodiloco.store import open_store
 from aiodiloco.testing import entrypoints
@@ -214,6 +216,29 @@ async def test_a_spawn_that_is_journaled_after_the_takeover_is_ended_by_who_made
             await anyio.sleep(0.01)
         assert world.living == ["0-0", "1-0", "2-1"]
         world.end_all()
+
+
+async def test_a_launch_that_another_driver_took_over_meanwhile_is_watched_and_is_no_error(
+    place: Place, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped, and its own launch fails when it wakes up: its block is entered as on attaching."""
+    now, terms = [0.0], LeaseTerms.of(60.0)  # so that no beat tells it before
+    acquire = functools.partial(LeaseHolder.acquire, clock=lambda: now[0])
+    monkeypatch.setattr("aiodiloco.run.session.LeaseHolder.acquire", acquire)
+    record = await write_record(place.store, make_record(terms=terms))
+    backend = WorldBackend(world)
+
+    async def be_stopped_and_deposed(_: str) -> None:
+        now[0] = terms.ttl_s + 1
+        await LeaseHolder.acquire(place.store, terms, 2, Report)
+        raise ExecutorError("the connection broke meanwhile")
+
+    backend.before_spawn = be_stopped_and_deposed
+    session = Session(Executor(backend), place.uri, record)
+    session.begin(Vacancy(None, is_stale=True, silent_s=0.0), is_first=True)
+    await session.wait_until_launched()
+    result = RunResult("a-run", RunOutcome.succeeded, "done by the other driver", (), (), 1.0, 0.0)
+    assert await write_result(place.store, result) == await session.wait() == result
 
 
 async def test_a_driver_that_was_deposed_touches_nothing_not_even_when_it_is_left(
