@@ -4,8 +4,9 @@ checkpoints/<model>/<round>/outer-<part>-<n>.safetensors   outer parameters and 
 checkpoints/<model>/<round>/model-<n>-<digest>.safetensors buffers, from the first writer
 checkpoints/<model>/<round>/replica-<rank>-<n>-<digest>.safetensors   what is a replica's own: inner optimizer,
                                                            random state, data
-checkpoints/<model>/<round>/part-<part>.json               this writer's share is whole
-checkpoints/<model>/<round>/manifest.json                  all shares are there; without it there is no checkpoint
+checkpoints/<model>/<round>/parts/<part>.json              this writer's share is whole
+checkpoints/complete/<model>/<round>.json                  its manifest: all shares are there; without it there is
+                                                           no checkpoint. Apart, for these are listed often
 checkpoints/frozen/<digest>.safetensors                    weights that are not trained, by content: they lie there once
 
 A replica that comes back may write its share a second time. Outer files are then the same bytes. What is its own is
@@ -15,6 +16,7 @@ not, so those files are named by their content: a manifest never names an object
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aiodiloco.collective.documents import parse_document, seal_document
@@ -35,18 +37,25 @@ __all__ = [
     "checkpoints_of",
     "files_of",
     "frozen_key",
+    "manifests_of",
     "share_out",
 ]
 
 T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints/"
-_MANIFEST = "manifest.json"
+_COMPLETE = f"{CHECKPOINTS}complete/"
+_MANIFEST = re.compile(rf"{_COMPLETE}([0-9]+)/([0-9]+)\.json")
 
 
 def checkpoints_of(model_number: int) -> str:
-    """Return the prefix of all checkpoints of one model of the run."""
+    """Return the prefix of all checkpoints of one model of the run, but for their manifests."""
     return f"{CHECKPOINTS}{model_number:04d}/"
+
+
+def manifests_of(model_number: int | None) -> str:
+    """Return the prefix of the manifests of one model, or of all."""
+    return _COMPLETE if model_number is None else f"{_COMPLETE}{model_number:04d}/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +67,22 @@ class CheckpointKeys:
 
     @property
     def prefix(self) -> str:
-        """Prefix of all its own objects; sorts by round."""
+        """Prefix of all its own objects but the manifest; sorts by round."""
         return f"{checkpoints_of(self.model_number)}{self.round:08d}/"
 
     @property
     def manifest(self) -> str:
         """The object that makes it a checkpoint."""
-        return f"{self.prefix}{_MANIFEST}"
+        return f"{manifests_of(self.model_number)}{self.round:08d}.json"
+
+    @property
+    def parts(self) -> str:
+        """Prefix of one object for each writer that is done."""
+        return f"{self.prefix}parts/"
 
     def part(self, part: int) -> str:
         """What writer `part` wrote."""
-        return f"{self.prefix}part-{part:05d}.json"
+        return f"{self.parts}{part:05d}.json"
 
     def outer(self, part: int, number: int) -> str:
         """One file of writer `part`."""
@@ -85,10 +99,8 @@ class CheckpointKeys:
     @classmethod
     def of_manifest(cls, key: str) -> Self | None:
         """Return the checkpoint whose manifest `key` is, None for other keys."""
-        match key.removeprefix(CHECKPOINTS).split("/"):
-            case [model, number, name] if name == _MANIFEST and number.isdecimal() and model.isdecimal():
-                return cls(int(model), int(number))
-        return None
+        found = _MANIFEST.fullmatch(key)
+        return None if found is None else cls(int(found[1]), int(found[2]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from aiodiloco.checkpoint.file import read_file
-from aiodiloco.checkpoint.layout import CHECKPOINTS, CheckpointKeys, FileEntry, Manifest, checkpoints_of
+from aiodiloco.checkpoint.layout import CheckpointKeys, FileEntry, Manifest, manifests_of
 from aiodiloco.checkpoint.tree import unpack_tree
 from aiodiloco.codec import digest
 from aiodiloco.collective.waiting import read_intact
@@ -41,15 +41,15 @@ class Loaded:
 
 async def list_rounds(store: Store, model_number: int = 0) -> list[int]:
     """Return the rounds of all complete checkpoints of a model, in order."""
-    prefix = checkpoints_of(model_number)
+    prefix = manifests_of(model_number)
     found = [keys.round async for key in store.list(prefix) if (keys := CheckpointKeys.of_manifest(key))]
     return sorted(found)
 
 
 async def list_models(store: Store) -> list[int]:
     """Return the numbers of the models that have a complete checkpoint, in order."""
-    found = {keys.model_number async for key in store.list(CHECKPOINTS) if (keys := CheckpointKeys.of_manifest(key))}
-    return sorted(found)
+    manifests = [CheckpointKeys.of_manifest(key) async for key in store.list(manifests_of(None))]
+    return sorted({keys.model_number for keys in manifests if keys})
 
 
 async def find_manifest(store: Store, number: int | None = None, model_number: int = 0) -> Manifest:

@@ -19,11 +19,14 @@ async def prune(store: Store, *, keep: int, model_number: int = 0) -> None:
 
     Idempotent. A checkpoint's manifest goes first, so that none is ever found that cannot be read.
     """
-    kept = (await list_rounds(store, model_number))[-keep:]
-    if not kept:
+    rounds = await list_rounds(store, model_number)
+    if not rounds:
         return
-    oldest = CheckpointKeys(model_number, kept[0])
-    old = [key async for key in store.list(checkpoints_of(model_number)) if key < oldest.prefix]
-    manifests = [key for key in old if CheckpointKeys.of_manifest(key)]
-    await map_concurrently(store.delete, manifests)
-    await map_concurrently(store.delete, [key for key in old if key not in manifests])
+    await map_concurrently(store.delete, [CheckpointKeys(model_number, number).manifest for number in rounds[:-keep]])
+    oldest = CheckpointKeys(model_number, rounds[-keep:][0]).prefix
+    old: list[str] = []
+    async for key in store.list(checkpoints_of(model_number)):
+        if key >= oldest:
+            break
+        old.append(key)
+    await map_concurrently(store.delete, old)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from aiodiloco.collective.decision import Manifest
     from aiodiloco.collective.keys import Member
 
-__all__ = ["Choice", "Rules", "choose"]
+__all__ = ["Choice", "Rules", "choose", "who_is_late"]
 
 _FEWEST_TO_JUDGE = 3  # of two norms that differ, nobody can say which is absurd
 
@@ -61,7 +61,7 @@ def choose(
         is_over: Whether the round has waited long enough for those who are late.
     """
     latest = {member.rank: member for member in sorted(arrived)}
-    late = [m for m in expected if m.rank not in latest or latest[m.rank].incarnation < m.incarnation]
+    late = who_is_late(expected, arrived)
     if late and not is_over:
         return None
     superseded = {m: f"taken over by {latest[m.rank]}" for m in arrived if latest[m.rank] != m}
@@ -76,6 +76,12 @@ def choose(
     if late or not excluded:
         return None
     return Choice({}, superseded | excluded, differ=len({a.agreement for a in arrived.values()}) > 1)
+
+
+def who_is_late(expected: Collection[Member], arrived: Collection[Member]) -> list[Member]:
+    """Return the expected members of whom neither they nor a later process of their rank have arrived."""
+    latest = {member.rank: member.incarnation for member in sorted(arrived)}
+    return [member for member in expected if latest.get(member.rank, -1) < member.incarnation]
 
 
 def _who_differs(arrived: Mapping[Member, Manifest]) -> dict[Member, str]:

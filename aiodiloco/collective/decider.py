@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from aiodiloco.collective.agreement import Agreement, explain_differences
-from aiodiloco.collective.choice import Choice, Rules, choose
+from aiodiloco.collective.choice import Choice, Rules, choose, who_is_late
 from aiodiloco.collective.decision import Decision, Manifest, list_arrivals, read_when_there
 from aiodiloco.collective.plan import slowest_link
 from aiodiloco.collective.waiting import Backoff
@@ -41,6 +41,8 @@ class Decider:
         rules: What the round needs.
         lateness: How late members were in earlier rounds; this round is added.
         grace_s: The least time that the late are given once enough are there.
+        is_first: Whether to read manifests as they come; else only when the round can be decided, should the first
+            decider not do it.
     """
 
     store: Store
@@ -50,43 +52,51 @@ class Decider:
     lateness: Lateness
     grace_s: float
     meter: Meter
+    is_first: bool = True
 
     async def run(self) -> None:
         """Wait until the round can be decided, and decide it. The caller bounds the wait."""
-        arrived: dict[Member, tuple[Manifest, float]] = {}
+        seen_at: dict[Member, float] = {}
+        manifests: dict[Member, Manifest] = {}
         quorum_at = float("inf")
-        backoff = Backoff()
+        backoff = Backoff(len(self.expected))
         while True:
-            try:
-                announced = await self._look(arrived)
-            except ChunkError as exc:
-                await _write(self.store, self.keys, Decision({}, f"a manifest cannot be read: {exc}"), self.meter)
-                return
+            expected = self.expected | await self._look(seen_at)
             now = anyio.current_time()
-            if len({member.rank for member in arrived}) >= self.rules.min_members:
+            if len({member.rank for member in seen_at}) >= self.rules.min_members:
                 quorum_at = min(quorum_at, now)
             is_over = now - quorum_at >= self.lateness.patience_s(self.grace_s)
-            manifests = {member: manifest for member, (manifest, _) in arrived.items()}
-            choice = choose(self.expected | announced, manifests, self.rules, is_over=is_over)
-            if choice is not None:
-                await self._write(choice, manifests)
-                for _, seen_at in arrived.values():
-                    self.lateness.note(seen_at - quorum_at)
-                return
+            if self.is_first or is_over or not who_is_late(expected, seen_at):
+                try:
+                    await self._read(manifests, seen_at)
+                except ChunkError as exc:
+                    await _write(self.store, self.keys, Decision({}, f"a manifest cannot be read: {exc}"), self.meter)
+                    return
+                choice = choose(expected, manifests, self.rules, is_over=is_over)
+                if choice is not None:
+                    await self._write(choice, manifests)
+                    for seen in seen_at.values():
+                        self.lateness.note(seen - quorum_at)
+                    return
             await backoff.pause()
 
-    async def _look(self, arrived: dict[Member, tuple[Manifest, float]]) -> set[Member]:
-        """Read the manifests that are new; return who announced a contribution."""
+    async def _look(self, seen_at: dict[Member, float]) -> set[Member]:
+        """Note who has arrived, and when that was first seen; return who announced a contribution."""
         with self.meter.request("wait"):
             whole, announced = await list_arrivals(self.store, self.keys)
+        now = anyio.current_time()
+        for member in whole - seen_at.keys():
+            seen_at[member] = now
+        return announced
+
+    async def _read(self, manifests: dict[Member, Manifest], arrived: Iterable[Member]) -> None:
+        """Read the manifests that are new."""
 
         async def read(member: Member) -> tuple[Member, Manifest]:
             return member, await read_when_there(self.store, self.keys.manifest(member), Manifest.from_json, self.meter)
 
-        new = await map_concurrently(read, sorted(whole - arrived.keys()), limit=_READS_AT_ONCE)
-        now = anyio.current_time()
-        arrived.update({member: (manifest, now) for member, manifest in new})
-        return announced
+        new = sorted(member for member in arrived if member not in manifests)
+        manifests.update(await map_concurrently(read, new, limit=_READS_AT_ONCE))
 
     async def _write(self, choice: Choice, manifests: Mapping[Member, Manifest]) -> None:
         if choice.members:

@@ -106,15 +106,17 @@ def _link_from(fields: Mapping[str, float] | None) -> Link | None:
     return None if fields is None else Link(fields["latency_s"], fields["bandwidth"])
 
 
-async def read_when_there(store: Store, key: str, parse: Callable[[Buffer], T], meter: Meter) -> T:
-    """Return a document, parsed, waiting for it to be written.
+async def read_when_there(
+    store: Store, key: str, parse: Callable[[Buffer], T], meter: Meter, *, num_waiting: int = 1
+) -> T:
+    """Return a document, parsed, waiting for it to be written, as `num_waiting` ranks do.
 
     Raises:
         ChunkError: it is damaged where it lies.
     """
 
     async def read() -> T:
-        return parse(await get_when_there(store, key, meter, at_most=_MAX_DOCUMENT_BYTES))
+        return parse(await get_when_there(store, key, meter, at_most=_MAX_DOCUMENT_BYTES, num_waiting=num_waiting))
 
     return await read_intact(key, read)
 
@@ -132,14 +134,15 @@ async def read_decision(store: Store, keys: RoundKeys, meter: Meter) -> Decision
         return None
 
 
-async def wait_for_decision(store: Store, keys: RoundKeys, meter: Meter) -> Decision:
-    """Return the decision once there is one.
+async def wait_for_decision(store: Store, keys: RoundKeys, meter: Meter, *, num_waiting: int = 1) -> Decision:
+    """Return the decision once there is one, for which `num_waiting` ranks wait.
 
     Raises:
         RoundRefusedError: the round was refused; the same error on every rank.
         ChunkError: the decision cannot be read.
     """
-    return _unless_refused(keys, await read_when_there(store, keys.decision, Decision.from_json, meter))
+    decision = await read_when_there(store, keys.decision, Decision.from_json, meter, num_waiting=num_waiting)
+    return _unless_refused(keys, decision)
 
 
 def _unless_refused(keys: RoundKeys, decision: Decision) -> Decision:

@@ -2,7 +2,7 @@
 
     run.json                                           how the run was started; the first writer fixes it
     members/<rank>/<incarnation>/claim.json            who holds a rank
-    members/<rank>/<incarnation>/heartbeat.json        changes while that process lives; says when it left
+    heartbeats/<rank>/<incarnation>.json               changes while that process lives; says when it left
     rounds/<round>-<fragment>/<rank>-<incarnation>/payload.json   what this contribution consists of; put first
     rounds/<round>-<fragment>/<rank>-<incarnation>/<chunk>        the contribution, chunk by chunk
     rounds/<round>-<fragment>/arrivals/<rank>-<incarnation>.json      the contribution is whole; put last
@@ -50,7 +50,7 @@ def claim_key(member: Member) -> str:
 
 def heartbeat_key(member: Member) -> str:
     """Return the key that this member overwrites from time to time while it lives."""
-    return f"{MEMBERS}{member.rank}/{member.incarnation}/heartbeat.json"
+    return f"heartbeats/{member.rank}/{member.incarnation}.json"  # not beside claims: those are listed while ranks wait
 
 
 def parse_claim_key(key: str) -> Member | None:

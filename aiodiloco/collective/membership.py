@@ -152,7 +152,7 @@ async def wait_for_members(store: Store, world_size: int, *, min_members: int, g
         min_members: With so many the run may begin,
         grace_s: once the others have had so many seconds more.
     """
-    backoff, enough_at = Backoff(), math.inf
+    backoff, enough_at = Backoff(world_size), math.inf
     while len(members := await list_members(store)) < world_size:
         if len(members) >= min_members:
             enough_at = min(enough_at, anyio.current_time())

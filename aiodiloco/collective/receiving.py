@@ -88,8 +88,8 @@ async def receive_mean(round_: Round, chunk: Chunk) -> ReceivedChunk:
 
 
 async def _read(round_: Round, key: str, nbytes: int, into: memoryview | None) -> ReceivedChunk:
-    at_most = max(nbytes, MAX_REFUSAL_BYTES)
-    data = await get_when_there(round_.chunks, key, round_.meter, at_most=at_most, into=into)
+    at_most, num = max(nbytes, MAX_REFUSAL_BYTES), len(round_.members)
+    data = await get_when_there(round_.chunks, key, round_.meter, at_most=at_most, into=into, num_waiting=num)
     if bytes(data[:1]) == b"{":
         raise _refused(round_, str(parse_document(data, key, "refused")["refused"]))
     header, body = await round_.in_worker(lambda: unpack_chunk(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,10 +13,11 @@ if TYPE_CHECKING:
     from aiodiloco.collective.decider import Decider
     from aiodiloco.collective.exchange import Exchange
 
-__all__ = ["finish", "settle"]
+__all__ = ["decides_after_s", "finish", "settle"]
 
 _SELDOM_S = 0.5  # a refusal may be seen this much later; most short rounds save the request
-_TURN_S = 1.0  # between one rank's turn to decide and the next one's
+_TURN_S = 1.0  # between the first rank's turn to decide and the second one's
+_GROWING_TURNS = 24
 
 
 async def settle(bet: Exchange, decider: Decider) -> tuple[Exchange | None, Decision]:
@@ -85,7 +87,8 @@ class _Watch:
     async def _wait(self) -> None:
         if not self._known.is_set():
             round_ = self._bet.round
-            self._note(await wait_for_decision(round_.store, round_.keys, round_.meter))
+            num = len(round_.members)
+            self._note(await wait_for_decision(round_.store, round_.keys, round_.meter, num_waiting=num))
 
     def _note(self, decision: Decision) -> None:
         self._decision = decision
@@ -96,9 +99,23 @@ async def _decide_in_turn(bet: Exchange, decider: Decider) -> None:
     """Decide the round, if no one with an earlier turn has.
 
     One decider is enough and saves requests; any number of them is safe. There is nothing to decide before one's own
-    contribution is whole.
+    contribution is whole. Whoever was not expected comes by its rank: when a run goes on after all its processes
+    stopped, that is everyone.
     """
     await bet.sent.wait()
-    turn = len(bet.round.members) if bet.round.position is None else bet.round.position
-    await anyio.sleep(turn * _TURN_S)
-    await decider.run()
+    turn = bet.round.me.rank + 1 if bet.round.position is None else bet.round.position
+    await anyio.sleep(decides_after_s(turn))
+    await dataclasses.replace(decider, is_first=turn == 0).run()
+
+
+def decides_after_s(turn: int) -> float:
+    """Return how many seconds after its own contribution a rank begins to watch who arrives.
+
+    A decider that died costs a second, each further one a second more than the one before, so that a long wait for
+    somebody late has few deciders: 11 after a minute. From the 24th on they come a second apart.
+
+    Args:
+        turn: 0 for the first.
+    """
+    growing = min(turn, _GROWING_TURNS)
+    return _TURN_S * (growing * (growing + 1) / 2 + turn - growing)

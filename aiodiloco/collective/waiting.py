@@ -18,19 +18,26 @@ __all__ = ["Backoff", "Readable", "get_when_there", "read_intact"]
 T = TypeVar("T")
 
 _FIRST_S, _LONGEST_S, _GROWTH = 0.010, 0.500, 1.5
+_MOST_ASKED_PER_S = 500
 _MOST_READS = 6  # of which each is damaged on the way by itself; where all are, the object is
 
 
 class Backoff:
-    """Pauses that grow from 10 ms to 500 ms: quick when a peer is a moment behind, cheap when it is far behind."""
+    """Pauses that grow from 10 ms to 500 ms: quick when a peer is a moment behind, cheap when it is far behind.
 
-    def __init__(self) -> None:
+    Args:
+        num_waiting: How many ranks wait for the same thing, about. From 250 on the longest pause grows with them, so
+            that all together ask 500 times a second at most.
+    """
+
+    def __init__(self, num_waiting: int = 1) -> None:
         self._next_s = _FIRST_S
+        self._longest_s = max(_LONGEST_S, num_waiting / _MOST_ASKED_PER_S)
 
     async def pause(self) -> None:
         """Sleep, a little longer each time."""
         await anyio.sleep(self._next_s)
-        self._next_s = min(_LONGEST_S, self._next_s * _GROWTH)
+        self._next_s = min(self._longest_s, self._next_s * _GROWTH)
 
 
 class Readable(Protocol):
@@ -42,7 +49,7 @@ class Readable(Protocol):
 
 
 async def get_when_there(
-    store: Readable, key: str, meter: Meter, *, at_most: int, into: memoryview | None = None
+    store: Readable, key: str, meter: Meter, *, at_most: int, into: memoryview | None = None, num_waiting: int = 1
 ) -> memoryview:
     """Return the object under `key`, waiting for it to be written. The caller bounds the wait with a cancel scope.
 
@@ -50,7 +57,7 @@ async def get_when_there(
     lies under a key may be anything, and must not fill the memory. It is read into `into`, which has that much room, or
     into new memory.
     """
-    backoff = Backoff()
+    backoff = Backoff(num_waiting)
     while True:
         try:
             with meter.request("download"):

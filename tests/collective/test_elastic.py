@@ -13,6 +13,7 @@ import torch
 from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.collective.plan import Link
+from aiodiloco.collective.settling import decides_after_s
 from aiodiloco.errors import RankTakenError, RoundGoneError, RoundRefusedError, RoundTimeoutError
 from aiodiloco.store import MemoryStore
 from aiodiloco.testing.simulation import run_in_virtual_time
@@ -341,6 +342,36 @@ def test_after_skipped_rounds_a_rank_plans_by_the_one_before() -> None:
         return [member.rank for member in results[2].members]
 
     assert simulate(main) == [0, 1, 2]
+
+
+def test_a_large_run_whose_processes_all_were_replaced_decides_at_once() -> None:
+    """Nobody who is there was expected, and yet somebody has the first turn."""
+
+    async def main() -> float:
+        store, world = MemoryStore(), 40
+        options: dict[str, Any] = {"world_size": world, "min_replicas": None, "algorithm": "scatter"}
+        for number in range(2):
+            async with AsyncExitStack() as stack:
+                ranks = [
+                    open_rank(store, r, incarnation=number, takes_over=number > 0, **options) for r in range(world)
+                ]
+                for rank in ranks:
+                    await stack.enter_async_context(rank)
+                began = anyio.current_time()
+                async with anyio.create_task_group() as tg:
+                    for rank in ranks:
+                        tg.start_soon(partial(rank.all_reduce, {"w": torch.ones(4)}, round=number))
+        return anyio.current_time() - began
+
+    assert simulate(main) < 10
+
+
+def test_deciders_come_later_and_later_but_all_in_time() -> None:
+    times = [decides_after_s(turn) for turn in range(1000)]
+    assert times[:5] == [0, 1, 3, 6, 10]
+    assert sum(time <= 60 for time in times) == 11
+    assert sum(time <= 600 for time in times) > 300
+    assert times == sorted(set(times))
 
 
 async def _decided(store: MemoryStore, number: int) -> bool:
