@@ -23,7 +23,14 @@ from aiodiloco.collective.decider import Decider
 from aiodiloco.collective.decision import Decision, is_gone, read_decision, read_when_there
 from aiodiloco.collective.exchange import Exchange
 from aiodiloco.collective.keys import Member, RoundKeys
-from aiodiloco.collective.membership import check_rank, claim_rank, list_members, wait_for_members, withdraw_claim
+from aiodiloco.collective.membership import (
+    check_rank,
+    claim_rank,
+    forget_predecessors,
+    list_members,
+    wait_for_members,
+    withdraw_claim,
+)
 from aiodiloco.collective.meter import AllReduceReport, Meter
 from aiodiloco.collective.patience import Lateness
 from aiodiloco.collective.payload import Payload
@@ -170,6 +177,7 @@ class ObjectStoreAllReduce:
         self._keeps_all = self._rules.min_members < world_size
         self._nonce = secrets.token_hex(8)
         self._has_contributed = False
+        self._has_predecessors = False
         self._calls: set[anyio.CancelScope] = set()
         self._stack: contextlib.AsyncExitStack | None = None
 
@@ -204,6 +212,7 @@ class ObjectStoreAllReduce:
                     incarnation=self._incarnation,
                     takes_over=self._takes_over,
                 )
+                self._has_predecessors = self.member.incarnation > 0
             if scope.cancelled_caught:
                 raise StoreError(f"the store at {self.store.uri} did not answer within {_ENTER_BOUND_S:g} s")
             self._workers = anyio.CapacityLimiter(_WORKER_THREADS)
@@ -377,6 +386,12 @@ class ObjectStoreAllReduce:
     async def _clean_up(self, exchange: Exchange, keys: RoundKeys) -> None:
         await exchange.under_way()
         await self._cleanup.delete_before(keys)
+        if exchange.round.position == 0 and keys.round:  # the others have had a round's time to delete their own
+            await self._cleanup.sweep_before(dataclasses.replace(keys, round=keys.round - 1))
+        if self._has_predecessors:
+            with contextlib.suppress(StoreError):
+                await forget_predecessors(self._asking_store, self.member)
+                self._has_predecessors = False
 
     async def _adopt(self, keys: RoundKeys, tensors: Mapping[str, Tensor]) -> AllReduceReport | None:
         began, meter = time.perf_counter(), Meter()

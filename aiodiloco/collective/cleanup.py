@@ -1,10 +1,11 @@
-"""Deleting what a rank wrote in rounds that no one can need any more."""
+"""Deleting what no one can need any more: a rank's own, and what those leave who died or bet wrongly."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
 
+from aiodiloco.collective.keys import ROUNDS
 from aiodiloco.errors import StoreError
 from aiodiloco.store.fan_out import map_concurrently
 
@@ -30,6 +31,7 @@ class Cleanup:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._written: dict[RoundKeys, dict[str, None]] = {}  # in the order of deletion
+        self._swept: dict[int, str] = {}  # by fragment: the key to go on after
 
     def note(self, round_: Round) -> None:
         """Remember the keys this rank writes in a round; again, if other members than expected were decided.
@@ -53,6 +55,31 @@ class Cleanup:
                 del self._written[old]
         except StoreError as exc:
             _log.warning("could not delete old rounds: %s", exc)
+
+    async def sweep_before(self, keys: RoundKeys) -> None:
+        """Delete whatever is left of rounds before `keys` but their decisions; a store that fails is only logged.
+
+        For one rank to call. It finds what nobody else deletes: contributions of processes that died, chunks of means
+        that were formed over members who were not those decided, and announcements.
+        """
+        try:
+            left = await self._left_before(keys)
+            arrivals = [key for key in left if "/arrivals/" in key]
+            await map_concurrently(self._store.delete, arrivals, limit=_DELETES_AT_ONCE)
+            await map_concurrently(self._store.delete, sorted(left - set(arrivals)), limit=_DELETES_AT_ONCE)
+        except StoreError as exc:
+            _log.warning("could not sweep old rounds: %s", exc)
+        else:
+            self._swept[keys.fragment] = keys.prefix
+
+    async def _left_before(self, keys: RoundKeys) -> set[str]:
+        left: set[str] = set()
+        async for key in self._store.list(ROUNDS, start_after=self._swept.get(keys.fragment, "")):
+            if key >= keys.prefix:
+                break
+            if keys.is_sibling(key) and not key.endswith("/decision.json"):
+                left.add(key)
+        return left
 
     async def _delete(self, written: dict[str, None]) -> None:
         async def delete(key: str) -> None:

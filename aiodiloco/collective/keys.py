@@ -25,10 +25,24 @@ from aiodiloco.codec.chunk import digest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["MEMBERS", "RUN", "Member", "RoundKeys", "claim_key", "heartbeat_key", "members_digest", "parse_claim_key"]
+__all__ = [
+    "HEARTBEATS",
+    "MEMBERS",
+    "ROUNDS",
+    "RUN",
+    "Member",
+    "RoundKeys",
+    "claim_key",
+    "heartbeat_key",
+    "is_of_predecessor",
+    "members_digest",
+    "parse_claim_key",
+]
 
 RUN = "run.json"
 MEMBERS = "members/"
+HEARTBEATS = "heartbeats/"
+ROUNDS = "rounds/"
 
 _ARRIVAL = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.(json|announced)")
 
@@ -49,8 +63,13 @@ def claim_key(member: Member) -> str:
 
 
 def heartbeat_key(member: Member) -> str:
-    """Return the key that this member overwrites from time to time while it lives."""
-    return f"heartbeats/{member.rank}/{member.incarnation}.json"  # not beside claims: those are listed while ranks wait
+    """Return the key that this member overwrites from time to time while it lives.
+
+    Not beside its claim: claims are listed by everyone while ranks wait for each other.
+    """
+    return (
+        f"{HEARTBEATS}{member.rank}/{member.incarnation}.json"
+    )
 
 
 def parse_claim_key(key: str) -> Member | None:
@@ -59,6 +78,14 @@ def parse_claim_key(key: str) -> Member | None:
         case ["members", rank, incarnation, "claim.json"] if rank.isdecimal() and incarnation.isdecimal():
             return Member(int(rank), int(incarnation))
     return None
+
+
+def is_of_predecessor(key: str, member: Member) -> bool:
+    """Return whether `key` is the claim or the heartbeat of an earlier process of the member's rank."""
+    match key.removesuffix(".json").split("/"):
+        case ["members", rank, incarnation, "claim"] | ["heartbeats", rank, incarnation]:
+            return rank == str(member.rank) and incarnation.isdecimal() and int(incarnation) < member.incarnation
+    return False
 
 
 def members_digest(members: Iterable[Member]) -> str:
@@ -76,7 +103,11 @@ class RoundKeys:
     @property
     def prefix(self) -> str:
         """Prefix of everything in this round; sorts by round."""
-        return f"rounds/{self.round:08d}-{self.fragment:04d}/"
+        return f"{ROUNDS}{self.round:08d}-{self.fragment:04d}/"
+
+    def is_sibling(self, key: str) -> bool:
+        """Return whether `key` is of a round of the same fragment."""
+        return key.removeprefix(ROUNDS).split("/")[0].endswith(f"-{self.fragment:04d}")
 
     @property
     def decision(self) -> str:

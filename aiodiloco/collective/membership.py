@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from aiodiloco.collective.documents import parse_document, seal_document
-from aiodiloco.collective.keys import MEMBERS, RUN, Member, claim_key, heartbeat_key, parse_claim_key
+from aiodiloco.collective.keys import (
+    HEARTBEATS,
+    MEMBERS,
+    RUN,
+    Member,
+    claim_key,
+    heartbeat_key,
+    is_of_predecessor,
+    parse_claim_key,
+)
 from aiodiloco.collective.waiting import Backoff, read_intact
 from aiodiloco.errors import ChunkError, KeyNotFoundError, RankTakenError, StoreError, WorldSizeError
 
@@ -24,6 +33,7 @@ __all__ = [
     "beat",
     "check_rank",
     "claim_rank",
+    "forget_predecessors",
     "list_members",
     "wait_for_members",
     "withdraw_claim",
@@ -132,6 +142,17 @@ async def withdraw_claim(store: Store, member: Member, nonce: str) -> None:
         if (await _read_claim(store, member)).get("nonce") == nonce:
             await store.delete(claim_key(member))
             await store.delete(heartbeat_key(member))
+
+
+async def forget_predecessors(store: Store, member: Member) -> None:
+    """Delete claims and heartbeats of earlier processes of this member's rank.
+
+    Only for a member that contributed, and so never withdraws its own claim: the rank's numbers must not begin again.
+    """
+    for prefix in (MEMBERS, HEARTBEATS):
+        async for key in store.list(f"{prefix}{member.rank}/"):
+            if is_of_predecessor(key, member):
+                await store.delete(key)
 
 
 async def _read_claim(store: Store, member: Member) -> dict[str, Any]:

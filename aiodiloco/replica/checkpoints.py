@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from typing import TYPE_CHECKING, Self
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from aiodiloco.events import EventWriter
     from aiodiloco.store import Store
 
-__all__ = ["CheckpointWriter", "recover"]
+__all__ = ["CheckpointWriter", "Recovered", "recover"]
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,20 @@ class CheckpointWriter:
             self._keep_from(rounds[-_KEPT:][0], model_number + 1)
 
 
-async def recover(store: Store, rank: int) -> dict[int, Loaded]:
+@dataclasses.dataclass(frozen=True)
+class Recovered:
+    """Where a replica goes on.
+
+    Attributes:
+        loaded: A checkpoint.
+        kept_from: Rounds from this one on must stay in the store: others may go on from an older checkpoint.
+    """
+
+    loaded: Loaded
+    kept_from: int
+
+
+async def recover(store: Store, rank: int) -> dict[int, Recovered]:
     """Return the latest checkpoint of each of the run's models, by number, with what was this rank's own in it.
 
     Where the latest is damaged, that is the one before it; see `load_latest`.
@@ -104,4 +118,10 @@ async def recover(store: Store, rank: int) -> dict[int, Loaded]:
         CheckpointError: none of a model's can be read.
         StoreError: the store cannot be read.
     """
-    return {number: await load_latest(store, number, rank=rank) for number in await list_models(store)}
+    return {number: await _recover(store, rank, number) for number in await list_models(store)}
+
+
+async def _recover(store: Store, rank: int, model_number: int) -> Recovered:
+    loaded = await load_latest(store, model_number, rank=rank)
+    kept = (await list_rounds(store, model_number))[-_KEPT:]
+    return Recovered(loaded, min(loaded.round, *kept))

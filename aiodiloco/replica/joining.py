@@ -15,7 +15,7 @@ from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.collective.decision import is_replayable
 from aiodiloco.errors import StoreError
 from aiodiloco.events import EventWriter
-from aiodiloco.replica.checkpoints import CheckpointWriter, recover
+from aiodiloco.replica.checkpoints import CheckpointWriter, Recovered, recover
 from aiodiloco.replica.heartbeat import Heartbeat
 from aiodiloco.replica.logs import capture_logs
 from aiodiloco.store import ResilientStore, Store, open_store
@@ -23,7 +23,6 @@ from aiodiloco.store import ResilientStore, Store, open_store
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from aiodiloco.checkpoint import Loaded
     from aiodiloco.collective.plan import Algorithm, Link
 
 __all__ = ["Joining", "Place", "joined"]
@@ -65,7 +64,7 @@ class Place:
     transport: ObjectStoreAllReduce
     events: EventWriter
     checkpoints: CheckpointWriter
-    recovered: Mapping[int, Loaded]
+    recovered: Mapping[int, Recovered]
 
 
 @contextlib.asynccontextmanager

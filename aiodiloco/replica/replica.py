@@ -150,9 +150,10 @@ class Replica:
             emit=self.events.emit,
             checkpoints=self._plan_checkpoints(checkpoint_every, fragment - 1, state or {}),
         )
-        loaded = self._recovered.pop(fragment - 1, None)
-        if checkpoint_every is not None or loaded is not None:
-            self.transport.keep_from(0 if loaded is None else loaded.round, fragment)
+        recovered = self._recovered.pop(fragment - 1, None)
+        loaded = None if recovered is None else recovered.loaded
+        if checkpoint_every is not None or recovered is not None:
+            self.transport.keep_from(0 if recovered is None else recovered.kept_from, fragment)
         if loaded is not None:
             diloco.restore(loaded)
             self.events.emit("restored", rank=self.rank, round=loaded.round, step=loaded.inner_step)

@@ -118,8 +118,8 @@ async def test_a_checkpoint_that_is_deleted_while_it_is_read_gives_way_to_the_ne
                     yield key
 
     hidden = {"checkpoints/complete/0000/00000008.json"}
-    loaded = await recover(Interrupted("checkpoint-deleted-meanwhile"), 0)
-    assert loaded[0].round == 8
+    recovered = await recover(Interrupted("checkpoint-deleted-meanwhile"), 0)
+    assert (recovered[0].loaded.round, recovered[0].kept_from) == (8, 8)
 
 
 async def test_a_damaged_checkpoint_is_an_error_and_not_read_for_ever() -> None:
