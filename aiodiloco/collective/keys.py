@@ -67,9 +67,7 @@ def heartbeat_key(member: Member) -> str:
 
     Not beside its claim: claims are listed by everyone while ranks wait for each other.
     """
-    return (
-        f"{HEARTBEATS}{member.rank}/{member.incarnation}.json"
-    )
+    return f"{HEARTBEATS}{member.rank}/{member.incarnation}.json"
 
 
 def parse_claim_key(key: str) -> Member | None:
