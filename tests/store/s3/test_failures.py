@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import anyio
+import botocore.auth
 import pytest
 from aiobotocore.httpsession import AIOHTTPSession
 
@@ -50,6 +51,7 @@ async def error_of_opening(uri: str) -> StoreError:
         (Reply(403, "AccessDenied"), StoreAccessError, "may not do that here; docs/s3.md lists the permissions"),
         (Reply(400, "ExpiredToken"), StoreAccessError, "session token has expired: sign in again"),
         (Reply(403, "RequestTimeTooSkewed"), StoreAccessError, "clock is more than 15 minutes off"),
+        (Reply(403, "AccessDenied", "The request time is off."), StoreAccessError, "clock is more than 15 minutes off"),
         (Reply(404, "NoSuchBucket"), StoreAccessError, "the bucket does not exist: create it"),
         (
             Reply(301, "PermanentRedirect", headers=(("x-amz-bucket-region", "eu-west-1"),)),
@@ -230,6 +232,22 @@ async def test_a_server_that_ignores_conditions_is_refused_by_name(
         assert "check AWS_SECRET_ACCESS_KEY" in str(found)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "unknown")
         assert "check AWS_ACCESS_KEY_ID" in str(await error_of_opening(uri))
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_clock_that_is_an_hour_off_is_named_as_the_reason(
+    hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a server that checks what is signed; signatures hold the time."""
+    (tmp_path / "bucket").mkdir()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
+    wrong = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=hours)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda **_: wrong.replace(tzinfo=None))
+    with rclone_server(tmp_path, "test-key", "canary-secret") as url:
+        found = await error_of_opening(f"s3://bucket/a?endpoint_url={url}")
+    assert isinstance(found, StoreAccessError)
+    assert "this machine's clock is more than 15 minutes off" in str(found)
 
 
 @pytest.fixture(scope="module")
