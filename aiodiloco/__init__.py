@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aiodiloco.checkpoint import load_checkpoint
     from aiodiloco.collective import AllReduceReport, Link, ObjectStoreAllReduce
-    from aiodiloco.diloco import DiLoCo, NesterovSGD, SyncDiLoCo
+    from aiodiloco.collective.plan import Algorithm
+    from aiodiloco.diloco import DiLoCo, NesterovSGD, OuterOptimizerFactory, Stateful, SyncDiLoCo
     from aiodiloco.errors import (
         AiodilocoError,
         CheckpointError,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JSON",
     "AiodilocoError",
+    "Algorithm",
     "AllReduceReport",
     "CheckpointError",
     "ChunkError",
@@ -86,6 +88,7 @@ __all__ = [
     "ModalSpawnExecutor",
     "NesterovSGD",
     "ObjectStoreAllReduce",
+    "OuterOptimizerFactory",
     "Quorum",
     "RankTakenError",
     "Replica",
@@ -108,6 +111,7 @@ __all__ = [
     "RunSummary",
     "S3Store",
     "ServerlessExecutor",
+    "Stateful",
     "Store",
     "StoreAccessError",
     "StoreError",
@@ -141,7 +145,8 @@ __version__ = "0.1.0"
 _HOME = {
     "checkpoint": ("load_checkpoint",),
     "collective": ("AllReduceReport", "Link", "ObjectStoreAllReduce"),
-    "diloco": ("DiLoCo", "NesterovSGD", "SyncDiLoCo"),
+    "collective.plan": ("Algorithm",),
+    "diloco": ("DiLoCo", "NesterovSGD", "OuterOptimizerFactory", "Stateful", "SyncDiLoCo"),
     "events": ("Cursor", "Event", "EventWriter", "follow_events", "read_events"),
     "executors": ("FailFast", "LocalProcessExecutor", "Quorum", "Respawn", "ServerlessExecutor", "WaitAll"),
     "executors.modal": ("ModalExecutor", "ModalSpawnExecutor"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["most_telling", "whom_it_waits_for"]
 
 _LOOK_BOUND_S = 5.0
+_MOST_NAMED = 8
 
 
 async def whom_it_waits_for(
@@ -43,14 +44,20 @@ async def _look(store: Store, keys: RoundKeys, me: Member, members: Sequence[Mem
     if me.rank not in joined:
         return f"what this rank wrote under {store.uri} is gone: was the prefix deleted?"
     if absent := sorted(set(range(world_size)) - joined.keys()):
-        return f"ranks {absent} have not joined {store.uri}; are all {world_size} launched?"
+        return f"ranks {_some(absent)} have not joined {store.uri}; are all {world_size} launched?"
     if missing := await missing_ranks(store, keys, members):
-        return f"missing the contributions of ranks {missing}"
+        return f"missing the contributions of ranks {_some(missing)}"
     try:
         await store.get(keys.decision, length=0)
     except KeyNotFoundError:
         return "all ranks contributed, but no one has decided the round yet"
     return "all ranks contributed, but not every part of the mean is there: an owner has stopped"
+
+
+def _some(ranks: Sequence[int]) -> str:
+    """Return ranks as text: of hundreds a person needs the first few, and how many there are."""
+    rest = len(ranks) - _MOST_NAMED
+    return str(list(ranks)) if rest <= 0 else f"{list(ranks[:_MOST_NAMED])} and {rest} more"
 
 
 def most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -50,6 +50,11 @@ class SyncDiLoCo:
         return self._diloco.last_round
 
     @property
+    def is_behind(self) -> bool:
+        """Whether rounds may have been decided without this replica; see `DiLoCo`."""
+        return self._diloco.is_behind
+
+    @property
     def bytes_sent(self) -> int:
         """Bytes this replica wrote in all rounds."""
         return self._diloco.bytes_sent

@@ -44,6 +44,7 @@ class Replica:
         self._checkpoints = place.checkpoints
         self._recovered = dict(place.recovered)
         self._fragments = itertools.count(1)
+        self._takes_checkpoints: bool | None = None  # not said yet
 
     @property
     def rank(self) -> int:
@@ -128,8 +129,8 @@ class Replica:
             mix: Share of the local parameters kept on arrival. This release knows 0.0.
             wire: Format of the pseudo-gradients; None takes the one given to `join`.
             weigh_by_tokens: Weight replicas by the tokens they saw in the round instead of equally.
-            checkpoint_every: Rounds between two checkpoints of the whole run in its store; None takes none. With
-                them, a replica that died can come back, and a run that stopped goes on.
+            checkpoint_every: Rounds between two checkpoints of the whole run in its store; None takes none. For all
+                models of a replica or for none. With them, a replica that died can come back, and a run that stopped goes on.
             state: What a checkpoint should keep of the training loop's own, by name: a data loader, a schedule.
 
         Raises:
@@ -137,6 +138,7 @@ class Replica:
             TypeError: a checkpoint cannot hold something in `state`; says where it is.
         """
         _check_streaming(fragments, delay, mix)
+        self._check_all_or_none(checkpoint_every)
         fragment = next(self._fragments)
         diloco = DiLoCo(
             model,
@@ -161,6 +163,16 @@ class Replica:
         has_own = loaded is None or loaded.replica is not None
         diloco.replays = has_own and not self.transport.is_elastic  # else the others would be further each time
         return diloco
+
+    def _check_all_or_none(self, checkpoint_every: int | None) -> None:
+        """Refuse a model without checkpoints beside one with them: a replica that comes back has lost its rounds."""
+        takes = checkpoint_every is not None
+        if self._takes_checkpoints not in (None, takes):
+            raise ValueError(
+                f"checkpoint_every={checkpoint_every!r}, unlike for another model of this replica: give it for all "
+                "models or for none, for a rank comes back to all of them or to none"
+            )
+        self._takes_checkpoints = takes
 
     def _plan_checkpoints(
         self, every: int | None, model_number: int, state: Mapping[str, Stateful]

@@ -209,6 +209,15 @@ def test_without_a_quorum_nothing_is_decided() -> None:
     simulate(main)
 
 
+def test_of_hundreds_of_missing_ranks_the_first_few_are_named() -> None:
+    async def main() -> None:
+        async with open_rank(MemoryStore(), 0, 300, timeout=60.0) as first:
+            with pytest.raises(RoundTimeoutError, match=r"\[1, 2, 3, 4, 5, 6, 7, 8\] and 291 more have not"):
+                await first.all_reduce(tensors(0))
+
+    simulate(main)
+
+
 def test_poison_is_left_out_and_its_rank_gets_the_mean() -> None:
     """NaN, and with `max_norm_ratio` a norm out of all proportion; each is said by name."""
 

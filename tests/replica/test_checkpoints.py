@@ -93,6 +93,17 @@ async def test_senseless_intervals_are_refused(every: Any) -> None:
             replica.diloco(model, torch.optim.SGD(model.parameters(), lr=0.1), sync_every=5, checkpoint_every=every)
 
 
+@pytest.mark.parametrize("every", [(2, None), (None, 2)])
+async def test_a_model_without_checkpoints_beside_one_with_them_is_refused(every: Any) -> None:
+    """A rank that came back would have the one, and the other's rounds would be deleted."""
+    async with join(f"memory://checkpoints-all-{every[0]}", rank=0, world_size=1) as replica:
+        models = [make_model(), make_model()]
+        inner = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+        replica.diloco(models[0], inner[0], sync_every=5, checkpoint_every=every[0])
+        with pytest.raises(ValueError, match="for all models or for none"):
+            replica.diloco(models[1], inner[1], sync_every=5, checkpoint_every=every[1])
+
+
 async def test_a_checkpoint_that_is_deleted_while_it_is_read_gives_way_to_the_next() -> None:
     """Reading takes long, and the others train on: the run is then further, not broken."""
     uri = "memory://checkpoint-deleted-meanwhile"
