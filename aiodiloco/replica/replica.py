@@ -130,7 +130,8 @@ class Replica:
             wire: Format of the pseudo-gradients; None takes the one given to `join`.
             weigh_by_tokens: Weight replicas by the tokens they saw in the round instead of equally.
             checkpoint_every: Rounds between two checkpoints of the whole run in its store; None takes none. For all
-                models of a replica or for none. With them, a replica that died can come back, and a run that stopped goes on.
+                models of a replica or for none. With them, a replica that died can come back, and a run that stopped
+                goes on.
             state: What a checkpoint should keep of the training loop's own, by name: a data loader, a schedule.
 
         Raises:

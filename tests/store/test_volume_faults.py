@@ -6,23 +6,32 @@ import subprocess
 import sys
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import modal
 import pytest
 from anyio.lowlevel import checkpoint
 
-from aiodiloco.errors import KeyNotFoundError, StoreError, StoreUnavailableError, StoreUnsupportedError
+from aiodiloco.errors import (
+    KeyNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+    StoreUnsupportedError,
+)
 from aiodiloco.store import ResilientStore, join_uri, open_store, probe
 from aiodiloco.store.fan_out import map_concurrently
 from aiodiloco.store.volume import creation
 from aiodiloco.store.volume.claims import Claim, Claims
+from aiodiloco.store.volume.files import VolumeFiles
 from aiodiloco.store.volume.store import VolumeStore
 from aiodiloco.testing.modal import LoopbackModal
 from aiodiloco.testing.modal.dicts import DictService
 from aiodiloco.testing.modal.fixture import loopback_modal, loopback_modal_server
 from aiodiloco.testing.modal.volumes import VolumeService
+from aiodiloco.testing.simulation import run_in_virtual_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -413,3 +422,70 @@ def test_a_missing_client_is_named_with_the_command_that_installs_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.stdout == "modal-volume://name/a\n"
     assert "modal-volume://name needs modal: pip install 'aiodiloco[modal]'" in done.stderr
+
+
+# How it may be used.
+
+
+class SlowVolume:
+    """Modal's side of a read over a slow link."""
+
+    def __init__(self, seconds: float) -> None:
+        self.read_file = SimpleNamespace(aio=self._read)
+        self._seconds = seconds
+
+    async def _read(self, _path: str) -> AsyncIterator[bytes]:
+        for number in range(4):
+            await anyio.sleep(self._seconds)
+            yield bytes([number]) * 1000
+
+
+def test_a_read_is_given_up_when_nothing_moves_and_not_while_it_does() -> None:
+    """A large object over a slow link takes longer than any one answer may."""
+
+    async def main() -> None:
+        slow, stuck = (VolumeFiles(cast("Any", SlowVolume(seconds)), "slow", 100.0) for seconds in (60, 101))
+        assert len(await slow.read("large", 0, None, None)) == 4000
+        with pytest.raises(StoreUnavailableError, match="did not answer within 100 s"):
+            await stuck.read("large", 0, None, None)
+
+    run_in_virtual_time(main)
+
+
+async def test_a_write_gets_the_time_a_slow_link_takes(
+    volume: modal.Volume, client: modal.Client, loopback_modal: LoopbackModal, put_rpc: str
+) -> None:
+    async with VolumeStore(volume.object_id, client=client, timeout_s=1.0) as store:
+        loopback_modal.faults.latency(2.0, put_rpc)
+        await store.put("large", bytes(6 << 20))
+        with pytest.raises(StoreUnavailableError, match="did not answer within 1 s"):
+            await store.put("small", b"x")
+
+
+def test_a_store_belongs_to_the_event_loop_that_opened_it_and_to_its_context(client: modal.Client) -> None:
+    """Its locks and queues do; used from another loop they would wait for ever."""
+    name = f"loops-{uuid.uuid4().hex}"
+
+    async def main() -> None:
+        await modal.Volume.from_name(name, create_if_missing=True, client=client).hydrate.aio()
+        async with VolumeStore(name, client=client) as store:
+            await store.put("key", b"x")
+
+            def from_another_loop() -> None:
+                with pytest.raises(RuntimeError, match="was opened in another event loop"):
+                    anyio.run(store.get, "key")
+
+            await anyio.to_thread.run_sync(from_another_loop)
+            assert bytes(await store.get("key")) == b"x"
+        with pytest.raises(RuntimeError, match="is not open"):
+            await store.get("key")
+
+    anyio.run(main)
+
+
+async def test_a_dict_that_was_deleted_is_named(store: VolumeStore, volume: modal.Volume, client: modal.Client) -> None:
+    """It is no missing file: the store has lost the knowledge of who created what."""
+    assert await store.put_if_absent("first", b"x")
+    await modal.Dict.objects.delete.aio(f"aiodiloco-{volume.object_id}", client=client)
+    with pytest.raises(StoreAccessError, match="the Dict that decides who creates an object is gone"):
+        await store.put_if_absent("second", b"x")

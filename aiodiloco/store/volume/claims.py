@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from aiodiloco.errors import StoreError
+from aiodiloco.errors import StoreAccessError, StoreError
 from aiodiloco.store.volume.errors import asking
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import modal
 
 __all__ = ["Claim", "Claims"]
@@ -64,7 +67,7 @@ class Claims:
         token.
         """
         for _ in range(_ATTEMPTS):
-            with asking(f"claiming {path} in {self._name}", timeout_s=self._timeout_s):
+            with self._asking(f"claiming {path}"):
                 if await self._entries.put.aio(_entry(path, generation), _value(claim), skip_if_exists=True):
                     return claim
             if (found := await self.get(path, generation)) is not None:
@@ -73,15 +76,26 @@ class Claims:
 
     async def get(self, path: str, generation: int) -> Claim | None:
         """Return a claim, if there is one."""
-        with asking(f"reading the claim to {path} in {self._name}", timeout_s=self._timeout_s):
+        with self._asking(f"reading the claim to {path}"):
             value = await self._entries.get.aio(_entry(path, generation))
         return None if value is None else Claim(*value)
 
     async def settle(self, path: str, generation: int, claim: Claim) -> None:
         """Note that the object of a claim was written, or is not to be written any more."""
         settled = _value(dataclasses.replace(claim, data=None, successor=generation + 1))
-        with asking(f"settling the claim to {path} in {self._name}", timeout_s=self._timeout_s):
+        with self._asking(f"settling the claim to {path}"):
             await self._entries.update.aio({_entry(path, 0): settled, _entry(path, generation): settled})
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        try:
+            with asking(f"{what} in {self._name}", timeout_s=self._timeout_s):
+                yield
+        except FileNotFoundError as exc:
+            raise StoreAccessError(
+                f"{what} in {self._name}: the Dict that decides who creates an object is gone ({exc}). Was it deleted? "
+                "Who created what is lost with it: start a new run under a new prefix"
+            ) from exc
 
     async def latest(self, path: str) -> tuple[int, Claim] | None:
         """Return the latest generation that was claimed, and its claim."""

@@ -13,7 +13,7 @@ from grpclib.exceptions import StreamTerminatedError
 from aiodiloco.errors import StoreAccessError, StoreError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["RefusedError", "asking"]
 
@@ -36,14 +36,20 @@ class RefusedError(StoreError):
 
 
 @contextmanager
-def asking(what: str, *, timeout_s: float) -> Iterator[None]:
+def asking(what: str, *, timeout_s: float) -> Iterator[Callable[[], None]]:
     """Bound what Modal is asked for in this block, and raise its errors as `StoreError`s that begin with `what`.
+
+    Gives a function to call whenever bytes have moved: it puts the end off by `timeout_s`.
 
     A `FileNotFoundError` or `FileExistsError` of the client's is an answer, and passes as it is.
     """
     try:
-        with anyio.fail_after(timeout_s):
-            yield
+        with anyio.fail_after(timeout_s) as scope:
+
+            def moved() -> None:
+                scope.deadline = anyio.current_time() + timeout_s
+
+            yield moved
     except (FileNotFoundError, FileExistsError, StoreError):
         raise
     except modal.exception.NotFoundError as exc:

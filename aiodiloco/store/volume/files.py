@@ -13,31 +13,37 @@ from grpclib.exceptions import StreamTerminatedError
 
 from aiodiloco.errors import StoreUnavailableError
 from aiodiloco.store.volume.errors import RefusedError, asking
+from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from aiodiloco.store.base import Buffer
     from aiodiloco.store.volume.batches import Upload
 
 __all__ = ["VolumeFiles"]
 
 _LIST_ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.1
+_LEAST_BYTES_PER_S = 1 << 20
+_MOST_COPIED_BYTES = 1 << 20  # on the event loop
+_WORKER_THREADS = 4
 
 
 class VolumeFiles:
-    """Files of a Volume by path, through Modal's client. Every call is bounded by `timeout_s` and raises StoreErrors.
+    """Files of a Volume by path, through Modal's client. Every call is bounded and raises StoreErrors.
 
     Args:
         volume: The Volume, looked up.
         name: What error messages call it.
-        timeout_s: Seconds.
+        timeout_s: Seconds that a request may take; a read, without a block; a write, besides a second for each MiB.
     """
 
     def __init__(self, volume: modal.Volume, name: str, timeout_s: float) -> None:
         self._volume = volume
         self._name = name
         self._timeout_s = timeout_s
+        self._workers = anyio.CapacityLimiter(_WORKER_THREADS)
 
     async def read(self, path: str, start: int, length: int | None, into: memoryview | None) -> memoryview:
         """Return bytes `start : start + length` of a file, at the front of `into` if given.
@@ -49,15 +55,24 @@ class VolumeFiles:
         """
         parts: list[memoryview] = []
         position, missing = -start, length
-        with asking(f"reading {path} in {self._name}", timeout_s=self._timeout_s):
+        with asking(f"reading {path} in {self._name}", timeout_s=self._timeout_s) as moved:
             async with contextlib.aclosing(self._volume.read_file.aio(f"/{path}")) as blocks:
                 async for block in blocks:
+                    moved()
                     part = memoryview(block)[max(0, -position) :][:missing]
                     position += len(block)
                     parts.append(part)
                     if missing is not None and (missing := missing - len(part)) <= 0:
                         break
-        return _joined(parts, into)
+        if sum(len(part) for part in parts) <= _MOST_COPIED_BYTES:
+            return _joined(parts, into)
+        return await run_in_worker(lambda _: _joined(parts, into), self._workers)
+
+    async def own(self, data: Buffer) -> bytes:
+        """Return `data` as bytes of one's own: Modal's client works on them in another thread."""
+        if isinstance(data, bytes) or memoryview(data).nbytes <= _MOST_COPIED_BYTES:
+            return bytes(data)
+        return await run_in_worker(lambda _: bytes(data), self._workers)
 
     async def write(self, uploads: Sequence[Upload], *, overwrite: bool) -> None:
         """Write files in one request, all or none.
@@ -67,7 +82,9 @@ class VolumeFiles:
             RefusedError: one is where a directory is, or the other way round.
         """
         what = f"writing {uploads[0].path}{f' and {len(uploads) - 1} more' if len(uploads) > 1 else ''} in {self._name}"
-        with asking(what, timeout_s=self._timeout_s):
+        # The client does not say how far it has come: a slow link gets the time it takes.
+        allowed_s = self._timeout_s + sum(len(upload.data) for upload in uploads) / _LEAST_BYTES_PER_S
+        with asking(what, timeout_s=allowed_s):
             try:
                 async with self._volume.batch_upload.aio(force=overwrite) as batch:
                     for upload in uploads:

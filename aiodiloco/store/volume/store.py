@@ -44,7 +44,8 @@ class VolumeStore:
         name: The Volume's name, in the environment that is active, or its id.
         prefix: Put before every key, with a slash between.
         client: Modal's client; None: the one that the environment configures.
-        timeout_s: After how many seconds a request is given up.
+        timeout_s: After how many seconds a request is given up; a read, after how many without a byte; a write has a
+            second more for each MiB.
     """
 
     def __init__(
@@ -84,12 +85,13 @@ class VolumeStore:
 
     async def put(self, key: str, data: Buffer) -> None:
         """Write the object; see `Store.put`. All that are waiting to be written go out in one request."""
-        await self._open().puts.put(self._root + check_key(key), bytes(data))
+        opened = self._open()
+        await opened.puts.put(self._root + check_key(key), await opened.files.own(data))
 
     async def put_if_absent(self, key: str, data: Buffer) -> bool:
         """Write the object unless it exists; see `Store.put_if_absent`."""
         path, opened = self._root + check_key(key), self._open()
-        return await Creation(opened.files, opened.claims, path, bytes(data)).run()
+        return await Creation(opened.files, opened.claims, path, await opened.files.own(data)).run()
 
     async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[str]:
         """Iterate over keys in order; see `Store.list`. Modal lists whole directories, so this does as well."""
@@ -139,11 +141,13 @@ class VolumeStore:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        return None
+        self._opened = None
 
     def _open(self) -> _Opened:
         if self._opened is None:
             raise RuntimeError(f"{self.uri} is not open: use `async with store:`")
+        if asyncio.get_running_loop() is not self._opened.loop:
+            raise RuntimeError(f"{self.uri} was opened in another event loop: open a store in each")
         return self._opened
 
 
@@ -153,6 +157,7 @@ class _Opened:
     def __init__(self, files: VolumeFiles, claims: Claims) -> None:
         self.files = files
         self.claims = claims
+        self.loop = asyncio.get_running_loop()
         self.gate = anyio.CapacityLimiter(_NUM_READS)
         self.puts = Batches(self._overwrite)
 
