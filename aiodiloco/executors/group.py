@@ -43,6 +43,7 @@ class Group:
         self._on_change = on_change
         self._calls = calls
         self.lost: dict[int, Exception] = {}
+        self._open: dict[int, None] = {}  # the positions of those that have not ended, in order
         self._bell = Bell()
         self._reasons: dict[int, str] = {}
         self._cancels: dict[int, Job[None]] = {}
@@ -57,13 +58,14 @@ class Group:
         index = len(self.handles)
         self.handles.append(handle)
         self.rows.append(None)
+        self._open[index] = None
         wait = self._calls.backend.wait(handle)
         self._waits.append(self._calls.start(wait, on_end=partial(self._note_end, index)))
         return index
 
     def unfinished(self) -> list[int]:
         """Return the positions of the replicas that have not ended, in order."""
-        return [index for index, row in enumerate(self.rows) if row is None]
+        return list(self._open)
 
     def cancel(self, positions: Iterable[int], reason: str) -> None:
         """Ask the backend to cancel these replicas, without waiting; each is asked once."""
@@ -74,7 +76,7 @@ class Group:
 
     def give_up_at(self) -> float:
         """Return when to stop waiting for confirmations (`time.monotonic()`); infinity if some were not cancelled."""
-        if all(index in self._cancels for index in self.unfinished()):
+        if self._open.keys() <= self._cancels.keys():
             return self._last_ask + self._calls.backend.cancel_bound_s
         return float("inf")
 
@@ -84,7 +86,7 @@ class Group:
 
     async def wait_for_all(self, deadline: float) -> None:
         """Return when every replica has ended, or at `deadline`."""
-        while self.unfinished() and await self.wait_for_change(deadline):
+        while self._open and await self.wait_for_change(deadline):
             pass
 
     def results(self, why: str) -> list[ReplicaResult]:
@@ -103,6 +105,7 @@ class Group:
         wait = self._waits[index]
         lost = wait.error()
         self.rows[index] = self._lost_row(index, lost) if lost is not None else self._with_reason(index, wait.value())
+        del self._open[index]
         self.ended.append(index)
         self._bell.ring()
         if self._on_change is not None:

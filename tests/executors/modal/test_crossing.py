@@ -107,21 +107,19 @@ async def test_who_is_cancelled_lets_go_of_the_request(there, how) -> None:
     assert task.cancelled()
 
 
-async def test_a_request_that_is_given_up_before_it_could_be_made_is_not_made(there) -> None:
-    patient, crossing, is_free = Patient(), Crossing(there), threading.Event()
-    there.call_soon_threadsafe(is_free.wait, _BOUND_S)
-    task = asyncio.create_task(crossing.answer(patient.wait, _BOUND_S))
-    await anyio.wait_all_tasks_blocked()
-    task.cancel()
-    await asyncio.wait([task])
-    is_free.set()
+async def test_a_request_that_is_given_up_before_it_has_left_is_not_made(there) -> None:
+    patient, crossing = Patient(), Crossing(there)
+    asking = crossing.answer(patient.wait, _BOUND_S)
+    asking.send(None)
+    with pytest.raises(asyncio.CancelledError):
+        asking.throw(asyncio.CancelledError())  # in the same turn of the event loop
     await crossing.answer(partial(_number, 0), _BOUND_S)
     assert not patient.has_begun.is_set()
 
 
 async def test_a_request_that_the_client_gives_up_has_no_answer(there) -> None:
-    with pytest.raises(NoAnswerError):
-        await Crossing(there).answer(partial(_raise, asyncio.CancelledError()), _BOUND_S)
+    with anyio.fail_after(_BOUND_S), pytest.raises(NoAnswerError):
+        await Crossing(there).answer(partial(_raise, asyncio.CancelledError()), 2 * _BOUND_S)
 
 
 def test_askers_of_several_event_loops_and_one_that_is_gone(there) -> None:
