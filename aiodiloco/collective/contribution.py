@@ -14,6 +14,7 @@ import torch
 from aiodiloco.codec import HEADER_BYTES, ChunkHeader, as_tensor, as_values, get_codec, pack_chunk
 from aiodiloco.codec.pieces import pieces
 from aiodiloco.collective.decision import Manifest
+from aiodiloco.collective.plan import Link
 from aiodiloco.collective.progress import Progress
 from aiodiloco.errors import CollectiveError
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from aiodiloco.collective.round import Round
 
 __all__ = ["Contribution"]
+
+
+_SHARE_OF_CHUNK = 0.7  # measured bandwidth is rather too low, and a link that idles loses more than one that is shared
 
 
 @dataclasses.dataclass
@@ -107,8 +111,8 @@ class Contribution:
         round_, remaining = self._round, iter(order)
         async with anyio.create_task_group() as tg:
             tg.start_soon(round_.put, round_.keys.payload(round_.me), round_.agreement_json)
-            for _ in range(round_.most_in_flight):
-                tg.start_soon(self._upload_chunks, remaining)
+            for place in range(round_.most_in_flight):
+                tg.start_soon(self._upload_chunks, remaining, place * self._apart_s())
         norm = math.sqrt(math.fsum(self._squares.values()))
         self.manifest = Manifest(
             num_chunks=len(round_.grid),
@@ -121,8 +125,18 @@ class Contribution:
         self.whole.set()
         await round_.put(round_.keys.manifest(round_.me), self.manifest.to_json())
 
-    async def _upload_chunks(self, indices: Iterator[int]) -> None:
+    def _apart_s(self) -> float:
+        """Return how many seconds apart the first uploads begin: about what each takes the link.
+
+        Those that begin together share the link and arrive together, and until then nobody has anything to read.
+        """
+        link = self._round.link or Link()
+        nbytes = max((get_codec(chunk.codec).nbytes(chunk.numel) for chunk in self._round.grid), default=0)
+        return min(link.latency_s, _SHARE_OF_CHUNK * nbytes / link.bandwidth)
+
+    async def _upload_chunks(self, indices: Iterator[int], after_s: float) -> None:
         round_ = self._round
+        await anyio.sleep(after_s)
         for index in indices:
             async with round_.uploads.admit() as request, self.lend(index) as data:
                 await round_.put(round_.keys.chunk(round_.me, index), data)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
 from aiodiloco.collective.agreement import Agreement, explain_differences
 from aiodiloco.collective.choice import Choice, Rules, choose, who_is_late
-from aiodiloco.collective.decision import Decision, Manifest, list_arrivals, read_when_there
+from aiodiloco.collective.decision import Decision, Manifest, list_arrivals, read_if_there, read_when_there
 from aiodiloco.collective.plan import slowest_link
 from aiodiloco.collective.waiting import Backoff
 from aiodiloco.errors import ChunkError, KeyNotFoundError
@@ -24,12 +24,27 @@ if TYPE_CHECKING:
     from aiodiloco.collective.patience import Lateness
     from aiodiloco.store import Store
 
-__all__ = ["Decider", "refuse"]
+__all__ = ["Decider", "Own", "refuse"]
 
 _READS_AT_ONCE = 32  # of manifests: small objects, so latency is all they cost
+_FEW = 8  # of so many who are missing, manifests are asked for before a listing tells that they are there
 _MOST_NAMED = 5
 _UNEXPLAINED = "contributions differ in a way their payload.json does not show"
 _PATIENCE_S = 5.0  # for the payload.json of ranks that are late, before a refusal is written without them
+
+
+class Own(NamedTuple):
+    """The deciding rank's own contribution, which is whole, while its manifest is being put.
+
+    Attributes:
+        member: This rank.
+        manifest: What it puts.
+        is_put: Set once that is done. There is no decision before.
+    """
+
+    member: Member
+    manifest: Manifest
+    is_put: anyio.Event
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +69,20 @@ class Decider:
     meter: Meter
     is_first: bool = True
 
-    async def run(self) -> None:
-        """Wait until the round can be decided, and decide it. The caller bounds the wait."""
+    async def run(self, own: Own | None = None) -> Decision | None:
+        """Wait until the round can be decided, and decide it. The caller bounds the wait.
+
+        Returns:
+            The decision if there is a mean and this call decided; else it must be read.
+        """
         seen_at: dict[Member, float] = {}
         manifests: dict[Member, Manifest] = {}
+        if own is not None:
+            seen_at[own.member], manifests[own.member] = anyio.current_time(), own.manifest
         quorum_at = float("inf")
         backoff = Backoff(len(self.expected))
         while True:
-            expected = self.expected | await self._look(seen_at)
+            expected = self.expected | await self._look(seen_at, manifests)
             now = anyio.current_time()
             if len({member.rank for member in seen_at}) >= self.rules.min_members:
                 quorum_at = min(quorum_at, now)
@@ -71,21 +92,39 @@ class Decider:
                     await self._read(manifests, seen_at)
                 except ChunkError as exc:
                     await _write(self.store, self.keys, Decision({}, f"a manifest cannot be read: {exc}"), self.meter)
-                    return
+                    return None
                 choice = choose(expected, manifests, self.rules, is_over=is_over)
                 if choice is not None:
-                    await self._write(choice, manifests)
+                    if own is not None:
+                        await own.is_put.wait()
                     for seen in seen_at.values():
                         self.lateness.note(seen - quorum_at)
-                    return
+                    return await self._write(choice, manifests)
             await backoff.pause()
 
-    async def _look(self, seen_at: dict[Member, float]) -> set[Member]:
-        """Note who has arrived, and when that was first seen; return who announced a contribution."""
-        with self.meter.request("wait"):
-            whole, announced = await list_arrivals(self.store, self.keys)
+    async def _look(self, seen_at: dict[Member, float], manifests: dict[Member, Manifest]) -> set[Member]:
+        """Note who has arrived, and when that was first seen; return who announced a contribution.
+
+        Where few are missing, their manifests are asked for along with the listing: after it, that costs one round trip
+        more. What does not come is read after it all the same.
+        """
+        found: list[tuple[set[Member], set[Member]]] = []
+
+        async def look() -> None:
+            with self.meter.request("wait"):
+                found.append(await list_arrivals(self.store, self.keys))
+
+        async def ask(member: Member) -> None:
+            with contextlib.suppress(KeyNotFoundError, ChunkError):
+                key = self.keys.manifest(member)
+                manifests[member] = await read_if_there(self.store, key, Manifest.from_json, self.meter)
+
+        missing = self.expected - seen_at.keys()
+        likely = sorted(missing) if self.is_first and len(missing) <= _FEW else []
+        await map_concurrently(lambda m: look() if m is None else ask(m), [None, *likely], limit=1 + _FEW)
+        whole, announced = found[0]
         now = anyio.current_time()
-        for member in whole - seen_at.keys():
+        for member in (whole | manifests.keys()) - seen_at.keys():
             seen_at[member] = now
         return announced
 
@@ -98,14 +137,16 @@ class Decider:
         new = sorted(member for member in arrived if member not in manifests)
         manifests.update(await map_concurrently(read, new, limit=_READS_AT_ONCE))
 
-    async def _write(self, choice: Choice, manifests: Mapping[Member, Manifest]) -> None:
+    async def _write(self, choice: Choice, manifests: Mapping[Member, Manifest]) -> Decision | None:
         if choice.members:
             link = slowest_link(manifests[member].link for member in choice.members)
-            await _write(self.store, self.keys, Decision(choice.members, None, choice.excluded, link), self.meter)
-        elif choice.differ:
+            decision = Decision(choice.members, None, choice.excluded, link)
+            return decision if await _write(self.store, self.keys, decision, self.meter) else None
+        if choice.differ:
             await refuse(self.store, self.keys, manifests, self.meter)
         else:
             await _write(self.store, self.keys, Decision({}, _explain(choice, manifests)), self.meter)
+        return None
 
 
 async def refuse(
@@ -133,9 +174,10 @@ async def refuse(
     await _write(store, keys, Decision({}, reason), meter)
 
 
-async def _write(store: Store, keys: RoundKeys, decision: Decision, meter: Meter) -> None:
+async def _write(store: Store, keys: RoundKeys, decision: Decision, meter: Meter) -> bool:
+    """Write a decision unless there is one; return whether this is it."""
     with meter.request("upload"):
-        await store.put_if_absent(keys.decision, decision.to_json())
+        return await store.put_if_absent(keys.decision, decision.to_json())
 
 
 def _explain(choice: Choice, manifests: Mapping[Member, Manifest]) -> str:

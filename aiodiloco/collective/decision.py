@@ -25,6 +25,7 @@ __all__ = [
     "list_arrivals",
     "missing_ranks",
     "read_decision",
+    "read_if_there",
     "read_when_there",
     "wait_for_decision",
 ]
@@ -121,15 +122,25 @@ async def read_when_there(
     return await read_intact(key, read)
 
 
+async def read_if_there(store: Store, key: str, parse: Callable[[Buffer], T], meter: Meter) -> T:
+    """Return a document, parsed.
+
+    Raises:
+        KeyNotFoundError: there is none.
+        ChunkError: it is damaged where it lies.
+    """
+
+    async def read() -> T:
+        with meter.request("download"):
+            return parse(await store.get(key, length=_MAX_DOCUMENT_BYTES))
+
+    return await read_intact(key, read)
+
+
 async def read_decision(store: Store, keys: RoundKeys, meter: Meter) -> Decision | None:
     """Return the decision if there is one. Raises RoundRefusedError if it is a refusal."""
-
-    async def read() -> Decision:
-        with meter.request("download"):
-            return Decision.from_json(await store.get(keys.decision, length=_MAX_DOCUMENT_BYTES))
-
     try:
-        return _unless_refused(keys, await read_intact(keys.decision, read))
+        return _unless_refused(keys, await read_if_there(store, keys.decision, Decision.from_json, meter))
     except KeyNotFoundError:
         return None
 

@@ -23,6 +23,7 @@ import anyio
 
 from aiodiloco.codec import HEADER_BYTES, as_tensor, get_codec, mean_wire
 from aiodiloco.collective.contribution import Contribution
+from aiodiloco.collective.decider import Own
 from aiodiloco.collective.owners import Owners
 from aiodiloco.collective.plan import owner_of, place_of_mean, ring_order
 from aiodiloco.collective.progress import Progress
@@ -75,6 +76,13 @@ class Exchange:
         round_ = dataclasses.replace(self.round, members=tuple(sorted(members)))
         return Exchange(round_, self._payload, None)
 
+    async def own(self) -> Own:
+        """Wait until all chunks of this rank's contribution are uploaded; return what it then puts last."""
+        assert self._contribution is not None
+        await self._contribution.whole.wait()
+        assert self._contribution.manifest is not None
+        return Own(self.round.me, self._contribution.manifest, self.sent)
+
     def decided(self) -> None:
         """Note that the round is decided with these members: an owner that publishes nothing now has stopped."""
         self._owners.decided()
@@ -87,7 +95,7 @@ class Exchange:
             if self._contribution is not None and self.round.position is None:
                 return  # not expected: whatever is decided, it is not this mean with this rank in it
             tg.start_soon(Reducer(self.round, self._contribution).run, self._mine, self._publish)
-            for _ in range(self.round.most_in_flight):
+            for _ in range(2 * self.round.most_in_flight):
                 tg.start_soon(self._read_all, theirs)
 
     def apply(self) -> None:

@@ -97,8 +97,8 @@ class Round:
 
     @functools.cached_property
     def downloads(self) -> Window:
-        """Admits chunks on their way from the store."""
-        return Window(self.most_in_flight)
+        """Admits chunks on their way from the store, more than in the other direction: most have their place here."""
+        return Window(min(self.concurrency, 2 * self.most_in_flight))
 
     @functools.cached_property
     def chunks(self) -> AdmittedReads:

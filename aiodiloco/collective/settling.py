@@ -29,7 +29,7 @@ async def settle(bet: Exchange, decider: Decider) -> tuple[Exchange | None, Deci
     """
     watch = _Watch(bet)
     async with anyio.create_task_group() as tg:
-        tg.start_soon(_decide_in_turn, bet, decider)
+        tg.start_soon(watch.decide, decider)
         tg.start_soon(watch.exchange)
         tg.start_soon(watch.look)
         decision = await watch.decision()
@@ -66,6 +66,21 @@ class _Watch:
             self.has_mean.set()
             await self._wait()
 
+    async def decide(self, decider: Decider) -> None:
+        """Decide the round, if no one with an earlier turn has.
+
+        One decider is enough and saves requests; any number of them is safe. There is nothing to decide before one's
+        own contribution is whole. Whoever was not expected comes by its rank: when a run goes on after all its
+        processes stopped, that is everyone.
+        """
+        own, round_ = await self._bet.own(), self._bet.round
+        turn = round_.me.rank + 1 if round_.position is None else round_.position
+        if turn:
+            await own.is_put.wait()
+            await anyio.sleep(decides_after_s(turn))
+        if (decision := await dataclasses.replace(decider, is_first=turn == 0).run(own)) is not None:
+            self._note(decision)
+
     async def look(self) -> None:
         """Look for the decision: seldom until one's own contribution is whole, since it is hardly made before."""
         round_ = self._bet.round
@@ -93,19 +108,6 @@ class _Watch:
     def _note(self, decision: Decision) -> None:
         self._decision = decision
         self._known.set()
-
-
-async def _decide_in_turn(bet: Exchange, decider: Decider) -> None:
-    """Decide the round, if no one with an earlier turn has.
-
-    One decider is enough and saves requests; any number of them is safe. There is nothing to decide before one's own
-    contribution is whole. Whoever was not expected comes by its rank: when a run goes on after all its processes
-    stopped, that is everyone.
-    """
-    await bet.sent.wait()
-    turn = bet.round.me.rank + 1 if bet.round.position is None else bet.round.position
-    await anyio.sleep(decides_after_s(turn))
-    await dataclasses.replace(decider, is_first=turn == 0).run()
 
 
 def decides_after_s(turn: int) -> float:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AdmittedReads", "Pace", "Window"]
 
-_START = 2  # one transfers while the other waits for its answer
-_FEW_QUEUED, _MANY_QUEUED = 1.0, 3.0
+_START = 4  # some transfer while the others wait for their answers
+_FEW_QUEUED, _MANY_QUEUED = 2.0, 4.0
 _JITTER = 1.25  # a request may take this much longer than the fastest without having queued
 
 
@@ -28,8 +28,9 @@ class Pace:
     """Decides the number of requests in flight from how long they take. Pure: no clock, no I/O.
 
     TCP Vegas's rule. With `n` requests in flight that take `s` seconds each where one alone takes `base`, about
-    `n * (1 - base / s)` of them only queue. Fewer than one: the link may have room. More than three: they gain nothing,
-    and every chunk arrives later than it could, at the start and the end of a round most of all.
+    `n * (1 - base / s)` of them only queue. Fewer than two: the link may have room, for requests that began together
+    also end together, and then it idles for a round trip. More than four: they gain nothing, and every chunk arrives
+    later than it could, at the start and the end of a round most of all.
 
     Args:
         most: Never more than this many.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TENSORS = 8
-_TICK_S = 0.005
+_TICK_S = 0.01
 
 
 def main() -> None:

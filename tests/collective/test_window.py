@@ -31,10 +31,10 @@ def settle(pace, num_requests=200, **link):
 @pytest.mark.parametrize(
     ("link", "least", "most"),
     [
-        ({"latency_s": 0.03, "bandwidth": 100e6}, 2, 6),  # 2 fill it
+        ({"latency_s": 0.03, "bandwidth": 100e6}, 2, 8),  # 2 fill it
         ({"latency_s": 0.03, "bandwidth": 1e9}, 10, 16),  # 9 fill it
         ({"latency_s": 0.03, "bandwidth": 1e9, "per_request": 80e6}, 13, 16),  # 13 do: a connection carries a part
-        ({"latency_s": 0.0, "bandwidth": 1e6}, 2, 4),  # nothing to hide: one would do
+        ({"latency_s": 0.0, "bandwidth": 1e6}, 4, 8),  # nothing to hide: one would do
     ],
 )
 def test_a_link_is_filled_and_little_more(link, least, most):
@@ -43,8 +43,8 @@ def test_a_link_is_filled_and_little_more(link, least, most):
     assert max(limits) <= most
 
 
-def test_it_starts_with_two_so_that_the_first_chunks_arrive_early():
-    assert Pace(16).limit == 2
+def test_it_starts_with_a_few():
+    assert Pace(16).limit == 4
     assert Pace(1).limit == 1
 
 
@@ -55,12 +55,12 @@ def test_it_backs_off_when_the_link_slows_down_and_never_to_nothing():
     assert settle(pace, latency_s=0.03, bandwidth=50e6)[-1] < before
     for _ in range(50):
         pace.note(CHUNK, 1000.0, pace.limit)
-    assert 2 <= pace.limit <= 3
+    assert 4 <= pace.limit <= 5
 
 
 def test_small_objects_and_requests_that_moved_nothing_teach_nothing():
     pace = Pace(16)
-    pace.note(CHUNK, 0.1, 2)
+    pace.note(CHUNK, 0.1, 4)
     limit = pace.limit
     pace.note(1000, 0.001, 2)
     pace.note(0, 0.0, 2)
@@ -73,7 +73,7 @@ def test_a_window_that_was_not_full_does_not_grow():
     pace = Pace(16)
     for _ in range(10):
         pace.note(CHUNK, 0.1, 1)
-    assert pace.limit == 2
+    assert pace.limit == 4
 
 
 async def test_a_window_admits_no_more_than_its_pace_and_in_order():
