@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import logging
 import math
-import secrets
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import anyio
 
-from aiodiloco.codec import digest, wire_names
+from aiodiloco.codec import digest
 from aiodiloco.collective.agreement import Agreement
+from aiodiloco.collective.arguments import (
+    WEIGHTS,
+    check_grace,
+    check_number,
+    check_plan,
+    check_positive,
+    check_wire,
+    checked_rules,
+)
 from aiodiloco.collective.blame import most_telling, whom_it_waits_for
-from aiodiloco.collective.choice import Rules
 from aiodiloco.collective.cleanup import Cleanup
 from aiodiloco.collective.decider import Decider
 from aiodiloco.collective.decision import Decision, is_gone, read_decision, read_when_there
 from aiodiloco.collective.exchange import Exchange
 from aiodiloco.collective.keys import Member, RoundKeys
-from aiodiloco.collective.membership import (
-    check_rank,
-    claim_rank,
-    forget_predecessors,
-    list_members,
-    wait_for_members,
-    withdraw_claim,
-)
+from aiodiloco.collective.membership import check_rank, forget_predecessors, list_members, wait_for_members
 from aiodiloco.collective.meter import AllReduceReport, Meter
 from aiodiloco.collective.patience import Lateness
 from aiodiloco.collective.payload import Payload
-from aiodiloco.collective.plan import ALGORITHMS, Algorithm, Link, choose_algorithm, choose_chunk_bytes, make_grid
+from aiodiloco.collective.place import Place
+from aiodiloco.collective.plan import Algorithm, Link, choose_algorithm, choose_chunk_bytes, make_grid
 from aiodiloco.collective.round import Round
 from aiodiloco.collective.settling import finish, settle
 from aiodiloco.errors import (
@@ -45,7 +45,7 @@ from aiodiloco.errors import (
     RoundTimeoutError,
     StoreError,
 )
-from aiodiloco.store import ResilientStore, Store, open_store, probe
+from aiodiloco.store import ResilientStore, Store, open_store
 from aiodiloco.store.worker import run_in_worker
 
 if TYPE_CHECKING:
@@ -62,13 +62,9 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _WORKER_THREADS = 2  # per rank: one encodes while one reduces; more only fight over memory bandwidth
-_MAX_CHUNK_BYTES = 4 << 30
-_ENTER_BOUND_S = 60.0
-_JOINING_PATIENCE_S = 15.0  # with a store that fails, before the run begins
 _ASKING_PATIENCE_S = 2.0  # for what a round can do without: an explanation, a deletion
 _COMPLAIN_AFTER_S = 30.0
 _NOTICE_AFTER_S = (5.0, 10.0, 20.0, 40.0)
-_WEIGHTS = (1e-20, 1e20)  # products with any sane value stay within float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,24 +131,16 @@ class ObjectStoreAllReduce:
         takes_over: bool = False,
     ) -> None:
         check_rank(rank, world_size)
-        _check_wire(wire)
-        if algorithm not in (*ALGORITHMS, "auto"):
-            raise ValueError(f"algorithm must be 'auto', 'gather' or 'scatter', not {algorithm!r}")
-        if chunk_bytes is not None and not 1 <= chunk_bytes <= _MAX_CHUNK_BYTES:
-            raise ValueError(
-                f"chunk_bytes must be 1 to {_MAX_CHUNK_BYTES} (4 GiB: S3 takes 5 in one request), or None to choose by "
-                f"size, not {chunk_bytes}"
-            )
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1, not {concurrency}")
-        _check_positive("timeout", timeout)
-        self._rules = _check_rules(world_size, min_replicas, max_norm_ratio)
-        if not 0 <= grace < math.inf:
-            raise ValueError(f"grace must be a finite number of seconds >= 0, not {grace!r}")
+        check_wire(wire)
+        check_plan(algorithm, chunk_bytes, concurrency)
+        check_positive("timeout", timeout)
+        self._rules = checked_rules(world_size, min_replicas, max_norm_ratio)
+        check_grace(grace)
         given = store if isinstance(store, Store) else open_store(store)
-        self._owns_store = given is not store
         self.store: Store = ResilientStore(given)  # every wait of a round has its own bound
-        self._joining_store = ResilientStore(given, patience_s=_JOINING_PATIENCE_S)
+        self._place = Place(
+            given, owns_store=given is not store, world_size=world_size, incarnation=incarnation, takes_over=takes_over
+        )
         self._asking_store = ResilientStore(given, patience_s=_ASKING_PATIENCE_S)
         self.member = Member(rank, 0)
         self.world_size = world_size
@@ -163,8 +151,6 @@ class ObjectStoreAllReduce:
         self._concurrency = concurrency
         self._timeout = timeout
         self._grace_s = grace
-        self._incarnation = incarnation
-        self._takes_over = takes_over
         self._members: dict[int, frozenset[Member]] = {}  # by fragment: of the latest round that this rank took
         self._lateness: defaultdict[int, Lateness] = defaultdict(Lateness)
         self._next_round: dict[int, int] = {}
@@ -175,11 +161,9 @@ class ObjectStoreAllReduce:
         self._cleanup = Cleanup(self._asking_store)
         self._kept_from: dict[int, int] = {}  # by fragment
         self._keeps_all = self._rules.min_members < world_size
-        self._nonce = secrets.token_hex(8)
         self._has_contributed = False
         self._has_predecessors = False
         self._calls: set[anyio.CancelScope] = set()
-        self._stack: contextlib.AsyncExitStack | None = None
 
     @property
     def rank(self) -> int:
@@ -197,38 +181,17 @@ class ObjectStoreAllReduce:
         return self._timeout
 
     async def __aenter__(self) -> Self:
-        if self._stack is not None:
-            raise RuntimeError("this all-reduce is open already: make another object for another rank")
-        async with contextlib.AsyncExitStack() as stack:
-            with anyio.move_on_after(_ENTER_BOUND_S) as scope:
-                if self._owns_store:
-                    await stack.enter_async_context(self.store)
-                await probe(self._joining_store)
-                self.member = await claim_rank(
-                    self._joining_store,
-                    self.rank,
-                    self.world_size,
-                    self._nonce,
-                    incarnation=self._incarnation,
-                    takes_over=self._takes_over,
-                )
-                self._has_predecessors = self.member.incarnation > 0
-            if scope.cancelled_caught:
-                raise StoreError(f"the store at {self.store.uri} did not answer within {_ENTER_BOUND_S:g} s")
-            self._workers = anyio.CapacityLimiter(_WORKER_THREADS)
-            self._stack = stack.pop_all()
+        self.member = await self._place.enter(self.rank)
+        self._has_predecessors = self.member.incarnation > 0
+        self._workers = anyio.CapacityLimiter(_WORKER_THREADS)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        stack, self._stack = self._stack, None
         for scope in self._calls:  # of other tasks, still waiting for a round
             scope.cancel()
-        if not self._has_contributed:
-            await withdraw_claim(self.store, self.member, self._nonce)
-        if stack is not None:
-            await stack.aclose()
+        await self._place.leave(withdraws=not self._has_contributed)
 
     async def all_reduce(
         self,
@@ -266,9 +229,9 @@ class ObjectStoreAllReduce:
             StoreError, ChunkError: the store failed, or holds bytes that cannot be right.
         """
         wire = self.wire if wire is None else wire
-        _check_wire(wire)
-        _check_positive("weight", weight, *_WEIGHTS)
-        _check_positive("timeout", timeout := self._timeout if timeout is None else timeout)
+        check_wire(wire)
+        check_positive("weight", weight, *WEIGHTS)
+        check_positive("timeout", timeout := self._timeout if timeout is None else timeout)
         keys = self._keys(round, fragment)
         agreed = tuple(sorted((settings or {}).items()))
         self._busy.add(fragment)
@@ -305,7 +268,7 @@ class ObjectStoreAllReduce:
             RoundTimeoutError: its contributions, or parts of the mean, are not there.
             StoreError, ChunkError: the store failed, or holds bytes that cannot be right.
         """
-        _check_positive("timeout", timeout := self._timeout if timeout is None else timeout)
+        check_positive("timeout", timeout := self._timeout if timeout is None else timeout)
         keys = self._keys(round, fragment)
         self._busy.add(fragment)
         try:
@@ -335,18 +298,14 @@ class ObjectStoreAllReduce:
         self._kept_from[fragment] = round
 
     def _keys(self, number: int | None, fragment: int) -> RoundKeys:
-        if self._stack is None:
+        if not self._place.is_open:
             raise RuntimeError("this all-reduce is not open: use it inside `async with`")
         if fragment in self._busy:
             raise RuntimeError(f"an all-reduce of fragment {fragment} is still running: await it before the next one")
         following = self._next_round.get(fragment, 0)
         number = following if number is None else number
-        for name, value, least in (("fragment", fragment, 0), ("round", number, following)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"{name} must be an int >= {least}, not {value!r}; rounds that are over are not repeated: "
-                    "to go back to an earlier state, start a new run under a new prefix"
-                )
+        check_number("fragment", fragment, 0)
+        check_number("round", number, following)
         return RoundKeys(number, fragment)
 
     async def _within(self, keys: RoundKeys, work: Callable[[], Awaitable[T]], timeout: float) -> T:
@@ -359,7 +318,7 @@ class ObjectStoreAllReduce:
                 raise error from error.__cause__
             finally:
                 self._calls.discard(scope)
-        if self._stack is None:
+        if not self._place.is_open:
             raise CollectiveError(f"rank {self.rank} left the run while round {keys.round} was going on")
         lacking = await self._whom_it_waits_for(keys)
         raise RoundTimeoutError(f"{_name(keys)} was not complete after {timeout:g} s: {lacking}")
@@ -525,28 +484,6 @@ class ObjectStoreAllReduce:
             is_elastic=self.is_elastic,
             link=self._measured_link,
         )
-
-
-def _check_rules(world_size: int, min_replicas: int | None, max_norm_ratio: float) -> Rules:
-    least = world_size if min_replicas is None else min_replicas
-    if isinstance(least, bool) or not isinstance(least, int) or not 1 <= least <= world_size:
-        raise ValueError(
-            f"min_replicas must be an int from 1 to world_size ({world_size}), or None, not {min_replicas!r}"
-        )
-    if not max_norm_ratio > 1:
-        raise ValueError(f"max_norm_ratio must be more than 1, not {max_norm_ratio!r}")
-    return Rules(least, max_norm_ratio)
-
-
-def _check_wire(wire: str) -> None:
-    if wire not in wire_names():
-        raise ValueError(f"wire must be one of {', '.join(wire_names())}, not {wire!r}")
-
-
-def _check_positive(name: str, value: float, low: float = 0.0, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (low < value < high):
-        limits = f"between {low:g} and {high:g}" if low else "> 0"
-        raise ValueError(f"{name} must be a finite number {limits}, not {value!r}")
 
 
 def _name(keys: RoundKeys) -> str:

@@ -16,7 +16,8 @@ class Case:
     """One all-reduce to time.
 
     Attributes:
-        backend: `"aiodiloco"`, through the store, or `"gloo"`, from rank to rank.
+        backend: `"aiodiloco"`, through the store; `"gloo"`, from rank to rank; or `"bare"`, the requests to the store
+            alone.
         world_size: Number of ranks.
         mib: MiB of fp32 tensors per rank.
         wire: Wire format.

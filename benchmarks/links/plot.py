@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-_COLORS = {"aiodiloco": "#2a6f97", "gloo": "#b8b8b8"}
+_COLORS = {"aiodiloco": "#2a6f97", "gloo": "#b8b8b8", "bare": "#8a5a44"}
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:

@@ -17,6 +17,7 @@ import xxhash
 from event_loop import Ticker
 
 from aiodiloco import ObjectStoreAllReduce
+from links.bare import BareExchange
 from links.network import INTERFACE
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def main() -> None:
     gc.freeze()  # a collection of what torch's import leaves behind holds the loop for 60 ms
     if job["backend"] == "gloo":
         run_gloo(job)
+    elif job["backend"] == "bare":
+        run_bare(job)
     else:
         anyio.run(run_store, job)
 
@@ -117,6 +120,22 @@ async def run_store(job: dict[str, Any]) -> None:
                     report = await all_reduce.all_reduce(tensors)
                     tg.cancel_scope.cancel()
             say(measure.result | {"report": report.to_dict(), "loop": ticker.summary()})
+
+
+def run_bare(job: dict[str, Any]) -> None:
+    """Make the requests of an all-reduce."""
+    for number in range(job["rounds"]):
+        prefix = f"{job['store'].removeprefix('s3://')}/{number}"
+        nbytes = job["mib"] << 20
+        exchange = BareExchange(
+            os.environ["AWS_ENDPOINT_URL"], prefix, rank=job["rank"], world_size=job["world_size"], nbytes=nbytes
+        )
+        say({"ready": True})
+        hear()
+        measure = Measure(dict)
+        with measure:
+            exchange.run()
+        say(measure.result)
 
 
 def run_gloo(job: dict[str, Any]) -> None:
