@@ -8,7 +8,8 @@ Links: every rank runs in a network namespace of its own behind a token bucket i
 rank to rank over the same cables. The store is nginx behind them, S3 as far as the library uses it, with objects in
 memory; every request to it takes a latency on top, once, in the server: a round trip over a connection that is open.
 Not emulated: the time TCP takes to find its speed over a long way, and any latency between the ranks of gloo; both
-favour their side. The limit is 2M(N-1)/N bytes at the bandwidth of a link, headers of packets included.
+favour their side. `--backends bare` makes the requests of an all-reduce and nothing else, for what links and server
+themselves take. The limit is 2M(N-1)/N bytes at the bandwidth of a link, headers of packets included.
 
 Needs Linux, root or user namespaces, iproute2, and `apt install nginx libnginx-mod-http-lua`. All of it runs in
 namespaces that end with this program, however it ends. Prints a table; writes benchmarks/out/all_reduce.json, .png.
@@ -55,7 +56,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
         for ranks in args.ranks:
             found += [Case(backend, ranks, args.loopback_mib, "fp32", None, args.rounds) for backend in args.backends]
     options = tuple((name, json.loads(value)) for name, value in args.option)
-    return [Case(**{**vars(case), "options": options}) if case.backend != "gloo" else case for case in found]
+    return [Case(**{**vars(case), "options": options}) if case.backend == "aiodiloco" else case for case in found]
 
 
 def measure(case: Case, number: int, root: Path) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def summarise(case: Case, rounds: list[list[dict[str, Any]]]) -> dict[str, Any]:
     if case.shape:
         record["limit_s"] = limit_s(wire_bytes, case.world_size, case.shape.bandwidth)
         record["over_limit"] = record["seconds"] / record["limit_s"]
-    if case.backend != "gloo":
+    if case.backend == "aiodiloco":
         last = rounds[-1]
         record |= {
             "requests": statistics.median(a["report"]["requests"] for a in answers),
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--suite", choices=["all", "links", "wires", "loopback"], default="all")
     parser.add_argument("--mib", type=int, nargs="+", default=[64, 512], help="fp32 MiB per rank on links")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--backends", nargs="+", default=["aiodiloco", "gloo"])
+    parser.add_argument("--backends", nargs="+", default=["aiodiloco", "gloo"], help="bare too")
     parser.add_argument("--bandwidth", type=float, help="MB/s of every link; default 100, for 8 ranks 50")
     parser.add_argument("--wires", nargs="+", default=["fp32", "bf16", "int8", "e3m0"])
     parser.add_argument("--wire-mib", type=int, default=512)
