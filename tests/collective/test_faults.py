@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aiodiloco.codec import wire_names
-from aiodiloco.collective import ObjectStoreAllReduce, all_reduce
+from aiodiloco.collective import ObjectStoreAllReduce, all_reduce, place
 from aiodiloco.errors import AiodilocoError, ChunkError, RoundRefusedError, RoundTimeoutError, StoreUnavailableError
 from aiodiloco.store import MemoryStore
 from aiodiloco.testing import Faults, FaultyStore
@@ -122,7 +122,7 @@ async def test_a_store_that_is_gone_for_good_is_named_with_its_error_when_time_i
 
 
 async def test_a_store_that_is_out_of_order_when_a_rank_joins_is_named_with_its_error(monkeypatch):
-    monkeypatch.setattr(all_reduce, "_JOINING_PATIENCE_S", 0.1)
+    monkeypatch.setattr(place, "_PATIENCE_S", 0.1)
     with pytest.raises(StoreUnavailableError, match="503"):
         async with ObjectStoreAllReduce(FaultyStore(MemoryStore(), Faults(unavailable=1.0)), rank=0, world_size=2):
             pass

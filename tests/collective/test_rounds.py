@@ -7,7 +7,7 @@ import anyio
 import pytest
 import torch
 
-from aiodiloco.collective import Link, ObjectStoreAllReduce, all_reduce, settling
+from aiodiloco.collective import Link, ObjectStoreAllReduce, all_reduce, place, settling
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.errors import (
     ChunkError,
@@ -114,7 +114,7 @@ class Silent(MemoryStore):
 
 
 async def test_joining_a_store_that_stops_answering_is_bounded(monkeypatch):
-    monkeypatch.setattr(all_reduce, "_ENTER_BOUND_S", 0.1)
+    monkeypatch.setattr(place, "_ENTER_BOUND_S", 0.1)
     with pytest.raises(StoreError, match=r"did not answer within 0\.1 s"):
         async with ObjectStoreAllReduce(Silent("run.json"), rank=0, **OPTIONS):
             pass
