@@ -14,7 +14,7 @@ import torch
 from aiodiloco.codec import HEADER_BYTES, ChunkHeader, as_tensor, as_values, get_codec, pack_chunk
 from aiodiloco.codec.pieces import pieces
 from aiodiloco.collective.decision import Manifest
-from aiodiloco.collective.plan import Link
+from aiodiloco.collective.plan import Link, seconds_apart
 from aiodiloco.collective.progress import Progress
 from aiodiloco.errors import CollectiveError
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from aiodiloco.collective.round import Round
 
 __all__ = ["Contribution"]
-
-
-_SHARE_OF_CHUNK = 0.7  # measured bandwidth is rather too low, and a link that idles loses more than one that is shared
 
 
 @dataclasses.dataclass
@@ -111,8 +108,9 @@ class Contribution:
         round_, remaining = self._round, iter(order)
         async with anyio.create_task_group() as tg:
             tg.start_soon(round_.put, round_.keys.payload(round_.me), round_.agreement_json)
+            nbytes = max((get_codec(chunk.codec).nbytes(chunk.numel) for chunk in round_.grid), default=0)
             for place in range(round_.most_in_flight):
-                tg.start_soon(self._upload_chunks, remaining, place * self._apart_s())
+                tg.start_soon(self._upload_chunks, remaining, place * seconds_apart(nbytes, round_.link or Link()))
         norm = math.sqrt(math.fsum(self._squares.values()))
         self.manifest = Manifest(
             num_chunks=len(round_.grid),
@@ -124,15 +122,6 @@ class Contribution:
         )
         self.whole.set()
         await round_.put(round_.keys.manifest(round_.me), self.manifest.to_json())
-
-    def _apart_s(self) -> float:
-        """Return how many seconds apart the first uploads begin: about what each takes the link.
-
-        Those that begin together share the link and arrive together, and until then nobody has anything to read.
-        """
-        link = self._round.link or Link()
-        nbytes = max((get_codec(chunk.codec).nbytes(chunk.numel) for chunk in self._round.grid), default=0)
-        return min(link.latency_s, _SHARE_OF_CHUNK * nbytes / link.bandwidth)
 
     async def _upload_chunks(self, indices: Iterator[int], after_s: float) -> None:
         round_ = self._round

@@ -26,12 +26,14 @@ __all__ = [
     "place_in_ring",
     "place_of_mean",
     "ring_order",
+    "seconds_apart",
     "slowest_link",
 ]
 
 Algorithm: TypeAlias = Literal["gather", "scatter"]
 ALGORITHMS: tuple[Algorithm, ...] = ("gather", "scatter")
 
+_SHARE_OF_CHUNK = 0.7  # a measured bandwidth is rather too low
 _GRAIN = 1024  # chunk lengths are multiples of this many elements: a multiple of every codec's block
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 256 << 10, 4 << 20  # below, requests dominate; above, stages stop overlapping
 
@@ -59,6 +61,15 @@ def slowest_link(links: Iterable[Link | None]) -> Link | None:
     if not known:
         return None
     return Link(max(link.latency_s for link in known), min(link.bandwidth for link in known))
+
+
+def seconds_apart(chunk_nbytes: int, link: Link) -> float:
+    """Return how far apart the first uploads of a round should begin: about as long as each takes the link.
+
+    Those that begin together share the link and arrive together, and until then nobody has anything to read. Rather
+    less than more, and never more than a round trip: a link that idles loses more than one that is shared.
+    """
+    return min(link.latency_s, _SHARE_OF_CHUNK * chunk_nbytes / link.bandwidth)
 
 
 @dataclasses.dataclass(frozen=True)

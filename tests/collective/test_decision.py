@@ -9,8 +9,8 @@ import pytest
 from aiodiloco.codec import digest
 from aiodiloco.collective.agreement import Agreement
 from aiodiloco.collective.choice import Rules
-from aiodiloco.collective.decider import Decider, refuse
-from aiodiloco.collective.decision import Decision, Manifest, wait_for_decision
+from aiodiloco.collective.decider import Decider, Own, refuse
+from aiodiloco.collective.decision import Decision, Manifest, read_decision, wait_for_decision
 from aiodiloco.collective.documents import parse_document, seal_document
 from aiodiloco.collective.keys import Member, RoundKeys
 from aiodiloco.collective.meter import Meter
@@ -42,6 +42,25 @@ async def test_a_decision_names_the_members_their_incarnations_and_weights():
     await decide(store, KEYS, MEMBERS, Meter())
     decision = await wait_for_decision(store, KEYS, Meter())
     assert decision.members == {Member(0, 0): 2.0, Member(1, 2): 0.5}
+
+
+async def test_a_decider_counts_its_own_contribution_but_writes_nothing_before_its_manifest_is_put():
+    store, is_put, returned = MemoryStore(), anyio.Event(), []
+    await contribute(store, MEMBERS[1], AGREEMENT)
+    own = Own(MEMBERS[0], Manifest(1, 2.0, digest(AGREEMENT.to_json()).hex()), is_put)
+    decider = Decider(store, KEYS, frozenset(MEMBERS), Rules(2), Lateness(), 0.0, Meter())
+
+    async def run():
+        returned.append(await decider.run(own))
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(run)
+        await anyio.wait_all_tasks_blocked()
+        assert await read_decision(store, KEYS, Meter()) is None
+        is_put.set()
+    assert returned == [Decision({Member(0, 0): 2.0, Member(1, 2): 1.0})]
+    assert await read_decision(store, KEYS, Meter()) == returned[0]
+    assert await decider.run(own) is None, "someone else decided: it must be read"
 
 
 @pytest.mark.parametrize("second", [decide, refuse])

@@ -16,6 +16,7 @@ from aiodiloco.collective.plan import (
     place_in_ring,
     place_of_mean,
     ring_order,
+    seconds_apart,
     slowest_link,
 )
 
@@ -123,3 +124,10 @@ def test_a_link_that_cannot_be_is_refused(kwargs):
 def test_the_slowest_link_is_the_worst_in_both_respects_of_those_that_are_known():
     assert slowest_link([Link(0.1, 200.0), None, Link(0.3, 500.0)]) == Link(0.3, 200.0)
     assert slowest_link([None, None]) is None
+
+
+def test_the_first_uploads_begin_apart_by_a_little_less_than_each_takes_and_at_most_a_round_trip():
+    link = Link(latency_s=0.03, bandwidth=100e6)
+    assert 0.5 * 0.02 < seconds_apart(2_000_000, link) < 0.02
+    assert seconds_apart(64_000_000, link) == 0.03
+    assert seconds_apart(0, link) == 0
