@@ -21,7 +21,7 @@ __all__ = ["MAX_REFUSAL_BYTES", "Buffers"]
 MAX_REFUSAL_BYTES = 64 << 10
 """Size of the longest document that may lie in the place of a chunk."""
 
-_MOST_FREE = 2  # what the start of a round took at once is not held until its end, when the mean takes most
+_MOST_FREE = 1  # what the start of a round took at once is not held until its end, when the mean takes most
 _LINE = 64  # bytes: what lies behind a header is then aligned for every dtype
 
 

@@ -120,7 +120,8 @@ class Reducer:
     def __init__(self, round_: Round, contribution: Contribution | None) -> None:
         self._round = round_
         self._contribution = contribution
-        self._ahead = anyio.Semaphore(_READ_AHEAD * round_.most_in_flight)
+        most = round_.most_in_flight
+        self._ahead = anyio.Semaphore(min(_READ_AHEAD * most, most + len(round_.members)))
 
     async def run(self, indices: Iterable[int], publish: Callable[[int, memoryview], Awaitable[None]]) -> None:
         """Call `publish` with the index and the encoded mean of each chunk; in order, but two at a time."""

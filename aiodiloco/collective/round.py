@@ -97,8 +97,9 @@ class Round:
 
     @functools.cached_property
     def downloads(self) -> Window:
-        """Admits chunks on their way from the store, more than in the other direction: most have their place here."""
-        return Window(min(self.concurrency, 2 * self.most_in_flight))
+        """Admits chunks on their way from the store: of fp32, which are read into their place in the mean, more."""
+        times = 2 if self.agreement.wire == "fp32" else 1
+        return Window(min(self.concurrency, times * self.most_in_flight))
 
     @functools.cached_property
     def chunks(self) -> AdmittedReads:
