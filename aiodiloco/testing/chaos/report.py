@@ -115,12 +115,12 @@ def _wrong_rounds(ranks: Sequence[Sequence[int]], *, is_elastic: bool) -> list[s
     return problems
 
 
-def _wrong_participation(ranks: Sequence[Sequence[int]], seen: Mapping[int, set[int]]) -> list[str]:
+def _wrong_participation(ranks: Sequence[Sequence[int]], seen: Mapping[int, set[tuple[object, ...]]]) -> list[str]:
     """Return where the event log says otherwise than the decisions."""
     return [
-        f"round {number} has {len(members)} members, and the event log says {sorted(seen.get(number, ()))}"
+        f"ranks {members} are in round {number}, and of who is not the event log says {seen.get(number)}"
         for number, members in enumerate(ranks)
-        if seen.get(number) != {len(members)}
+        if seen.get(number) != {tuple(sorted(set(range(WORLD_SIZE)) - set(members)))}
     ]
 
 
@@ -144,14 +144,14 @@ def _not_ended_by_lease(rows: Sequence[ReplicaResult]) -> list[str]:
     ]
 
 
-async def _participation(store: Store) -> dict[int, set[int]]:
-    """Return how many members each round had, as the replicas' events say."""
+async def _participation(store: Store) -> dict[int, set[tuple[object, ...]]]:
+    """Return who was missing in each round, in the words of every replica's events."""
     events, _ = await read_events(store)
-    seen: dict[int, set[int]] = {}
+    seen: dict[int, set[tuple[object, ...]]] = {}
     for event in events:
         if event.kind == "round":
-            number, num_members = event.data["round"], event.data["num_members"]
+            number, absent = event.data["round"], event.data["absent"]
             assert isinstance(number, int)
-            assert isinstance(num_members, int)
-            seen.setdefault(number, set()).add(num_members)
+            assert isinstance(absent, list)
+            seen.setdefault(number, set()).add(tuple(absent))
     return seen
