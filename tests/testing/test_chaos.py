@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aiodiloco.testing.chaos.report import Report
 
-pytestmark = pytest.mark.timeout(300)  # the first one waits for all
+pytestmark = pytest.mark.timeout(900)  # the first one waits for all
 
 _AT_ONCE = 4
 

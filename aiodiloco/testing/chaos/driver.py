@@ -32,7 +32,7 @@ def run_arguments(store: str, run_id: str, setting: Setting) -> dict[str, Any]:
         "n_replicas": WORLD_SIZE,
         "store": store,
         "run_id": run_id,
-        "timeout": 120.0,
+        "timeout": 300.0,
         "lease": LEASE_S,
         "policy": Respawn(max_restarts=3, backoff=0.0),
         "args": {"setting": dataclasses.asdict(setting)},

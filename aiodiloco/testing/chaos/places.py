@@ -61,7 +61,7 @@ class Modal:
 
     def driver_arguments(self, directory: Path) -> dict[str, str]:
         """Return the name of the driver's app."""
-        return {"executor": "modal", "app": f"chaos-{directory.name}"}
+        return {"executor": "modal", "app": f"chaos-{directory.parent.name}"}
 
     def driver_env(self) -> Mapping[str, str]:
         """Return where the control plane is."""

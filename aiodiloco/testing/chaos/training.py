@@ -41,9 +41,9 @@ _DEATH_AT_STEP = 7  # of whoever dies first where a point needs that
 _CHECKPOINT_EVERY = 2
 _CHUNK_BYTES = 4096  # of 24572 in all: each rank owns two chunks
 _MIN_REPLICAS = 2
-_GRACE_S = 1.0
+_GRACE_S = 3.0
 _OWNER_PATIENCE_S = 1.0  # 10 s in earnest, see `aiodiloco.collective.owners`
-_ROUND_BOUND_S = 90.0
+_ROUND_BOUND_S = 150.0
 
 
 async def train(
