@@ -78,7 +78,7 @@ async def train(
 
     return await train(
         rank if as_rank is None else as_rank,
-        Setting(**setting),  # type: ignore[arg-type]
+        Setting(**setting),  # type: ignore[arg-type]  # the fields of one, as JSON
         rendezvous_uri=rendezvous_uri,
         world_size=world_size,
         incarnation=incarnation,

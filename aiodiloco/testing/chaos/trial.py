@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 import anyio.to_thread
@@ -100,13 +100,13 @@ class _Trial:
         self._place = place
         self._directory = directory
         given = None if point is None else point.trigger.given
-        hold = {HALFWAY: "halfway", TRAINED: "end"}.get(given or "")
+        holds: dict[str | None, Literal["halfway", "end"]] = {HALFWAY: "halfway", TRAINED: "end"}
         self._setting = Setting(
             point=None if point is None else point.name,
             blow=blow.signal,
             directory=str(directory),
             is_elastic=blow.is_elastic,
-            hold=hold,  # type: ignore[arg-type]
+            hold=holds.get(given),
         )
 
     @property
