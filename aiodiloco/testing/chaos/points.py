@@ -77,8 +77,8 @@ POINTS = (
     _replica("in the outer step", "after", "outer step", "3"),
     # Writing a checkpoint.
     _replica("before its share of a checkpoint", "before", "put", _LAST_CHECKPOINT + "outer-00001-0000.safetensors"),
-    _replica("in the middle of writing its share", "during", "put", _LAST_CHECKPOINT + "part-00001.json"),
-    _replica("having written its share", "after", "put", _LAST_CHECKPOINT + "part-00001.json"),
+    _replica("in the middle of writing its share", "during", "put", _LAST_CHECKPOINT + "parts/00001.json"),
+    _replica("having written its share", "after", "put", _LAST_CHECKPOINT + "parts/00001.json"),
     # Deleting what is not needed any more.
     _replica("deleting an old round", "before", "delete", r"rounds/.*"),
     # Coming back.
