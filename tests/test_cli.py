@@ -235,6 +235,20 @@ def test_on_a_terminal_there_are_bars_and_ctrl_c_ends_everything_with_130(tmp_pa
         terminal.close()
 
 
+def test_ctrl_c_while_it_still_imports_is_no_traceback(tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "class Press:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Press())\n"
+        "from aiodiloco.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "aiodiloco: interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("package", "extra"), [("typer", "cli"), ("rich", "cli"), ("torch", "demo"), ("matplotlib", "demo")]
 )

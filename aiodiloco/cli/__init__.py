@@ -16,4 +16,7 @@ def main() -> None:
             from aiodiloco.cli.app import app
     except MissingExtraError as exc:
         sys.exit(f"aiodiloco: {exc}")
+    except KeyboardInterrupt:  # importing takes a second, in which nothing has begun
+        sys.stderr.write("aiodiloco: interrupted\n")
+        sys.exit(130)
     app(prog_name="aiodiloco")

@@ -51,7 +51,7 @@ def demo(
         bool, typer.Option("--kill/--no-kill", help="Kill a replica halfway, to see it come back.")
     ] = _DEFAULT.kill,
     away: Annotated[
-        float | None, typer.Option(help="Seconds before it is started again.", show_default="3 to 8")
+        float | None, typer.Option(help="Seconds before it is started again.", show_default="5 to 8")
     ] = _DEFAULT.away,
     out: Annotated[Path, typer.Option(help="Directory for demo.png and result.json.")] = Path("demo-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,

@@ -64,7 +64,7 @@ class DemoSettings:
     @property
     def pause_s(self) -> float:
         """Seconds before a replica that was killed is started again."""
-        return min(max(3.0, self.steps / 125), 8.0) if self.away is None else self.away
+        return min(max(5.0, self.steps / 125), 8.0) if self.away is None else self.away
 
     def evaluate_at(self) -> list[int]:
         """Return after which inner steps to evaluate: evenly spread ends of rounds, but not the end of the run."""

@@ -37,7 +37,7 @@ def test_the_last_replica_is_killed_unless_nobody_would_be_left_or_nothing_to_co
 
 
 def test_it_is_away_for_longer_in_a_longer_run():
-    assert [DemoSettings(steps=steps).pause_s for steps in (20, 500, 1000, 100_000)] == [3.0, 4.0, 8.0, 8.0]
+    assert [DemoSettings(steps=steps).pause_s for steps in (20, 750, 1000, 100_000)] == [5.0, 6.0, 8.0, 8.0]
     assert DemoSettings(away=0.5).pause_s == 0.5
 
 
