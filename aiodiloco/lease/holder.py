@@ -67,7 +67,7 @@ class LeaseHolder:
         generation: int,
         report: Callable[[], Report],
         *,
-        clock: Clock = time.monotonic,
+        clock: Clock | None = None,
     ) -> LeaseHolder | None:
         """Return the holder of this generation if this process won it, else None.
 
@@ -76,8 +76,9 @@ class LeaseHolder:
             terms: How it will beat.
             generation: One more than the one that was seen to be stale; 1 for a run that is new.
             report: Asked at every beat.
-            clock: Monotonic seconds.
+            clock: Monotonic seconds; None is `time.monotonic`.
         """
+        clock = clock or time.monotonic
         holder = cls(store, terms, generation, report, clock)
         began = clock()
         document = holder._document(LeaseState.held)

@@ -71,7 +71,7 @@ async def watch_lease(
     *,
     until: Callable[[LeaseDocument], bool],
     must_see: bool = False,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
 ) -> Vacancy:
     """Return once the lease is stale, or a beat is what the caller waits for.
 
@@ -84,11 +84,12 @@ async def watch_lease(
         until: Whether a beat ends the watch.
         must_see: The lease is stale only if the last look succeeded, as it must be before one takes the driver's
             place: while one's own way to the store is broken, the driver may beat.
-        clock: Monotonic seconds.
+        clock: Monotonic seconds; None is `time.monotonic`.
 
     Raises:
         StoreError: `must_see`, and no look succeeded for the time to live.
     """
+    clock = clock or time.monotonic
     silence, blindness, watcher = Silence(terms, clock()), Silence(terms, clock()), _Watcher(store)
     while True:
         left_s = silence.left_s or terms.beat_s  # 0 only for who must see, and did not

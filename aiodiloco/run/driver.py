@@ -97,7 +97,7 @@ class Driver:
         if self._stop is None:
             self._stop = reason
             self._events.emit("stopping", reason=reason)
-        self._wakeup.ring()
+            self._wakeup.ring()  # not again: it is called at every look, and each would be followed by another at once
 
     def let_go(self) -> None:
         """Stop driving, and leave the replicas as they are; another driver may take over at once."""

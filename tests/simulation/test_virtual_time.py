@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import anyio
+import anyio.lowlevel
 import pytest
 import torch
 
 from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.store import MemoryStore
 from aiodiloco.testing.simulation import DeadlockError, run_in_virtual_time
+from aiodiloco.testing.simulation.gate import Gate
 
 
 def test_sleepers_wake_in_order_at_their_times() -> None:
@@ -32,7 +35,8 @@ def test_sleepers_wake_in_order_at_their_times() -> None:
 
     began = time.monotonic()
     run_in_virtual_time(main)
-    assert woken == [("a moment", 0.25), ("an hour", 3600), ("a day", 86400)]
+    assert [name for name, _ in woken] == ["a moment", "an hour", "a day"]
+    assert [seconds for _, seconds in woken] == pytest.approx([0.25, 3600, 86400], abs=1e-6)
     assert time.monotonic() - began < 60
 
 
@@ -42,6 +46,54 @@ def test_a_deadlock_is_an_error_at_once() -> None:
 
     with pytest.raises(DeadlockError):
         run_in_virtual_time(main)
+
+
+def test_who_goes_round_and_round_is_stopped() -> None:
+    """Time would never pass."""
+
+    async def main() -> None:
+        while True:
+            await anyio.lowlevel.checkpoint()
+
+    with pytest.raises(DeadlockError, match="no time passes"):
+        run_in_virtual_time(main)
+
+
+def test_what_nobody_hears_of_fails_the_simulation() -> None:
+    """An error in a callback would pass unseen."""
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_later(1.0, lambda: 1 / 0)
+        await anyio.sleep(2)
+
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        run_in_virtual_time(main)
+
+
+def test_a_shut_gate_holds_tasks_and_timers_and_runs_them_late_and_in_order() -> None:
+    """As processes that are stopped and go on; what was cancelled meanwhile does not run."""
+    ran: list[tuple[str, float]] = []
+
+    async def tick(name: str) -> None:
+        for _ in range(3):
+            await anyio.sleep(1)
+            ran.append((name, round(anyio.current_time())))
+
+    async def main() -> None:
+        loop, gate = asyncio.get_running_loop(), Gate()
+        held = gate.enter(loop.create_task, tick("held"))
+        free = loop.create_task(tick("free"))
+        gone = gate.enter(loop.call_later, 2.0, ran.append, ("cancelled", 0.0))
+        loop.call_later(1.5, gate.shut)
+        loop.call_later(2.5, gone.cancel)
+        loop.call_later(10.0, gate.reopen)
+        await held
+        await free
+
+    run_in_virtual_time(main)
+    assert [at_s for name, at_s in ran if name == "held"] == [1, 10, 11]
+    assert [at_s for name, at_s in ran if name == "free"] == [1, 2, 3]
+    assert ("cancelled", 0.0) not in ran
 
 
 def test_real_all_reduces_run_and_take_the_same_time_each_time() -> None:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import secrets
 import selectors
-from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
-from unittest import mock
 
-import anyio.lowlevel
-from anyio import to_thread
-
-from aiodiloco.store import resilient
+from aiodiloco.testing.simulation.gate import running_gate
+from aiodiloco.testing.simulation.stand_ins import stand_ins
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
 
 __all__ = ["DeadlockError", "VirtualTimeLoop", "run_in_virtual_time"]
 
 T = TypeVar("T")
 
+_MOST_TURNS = 50_000  # in a millisecond of virtual time
+_TURN_S = 1e-9  # of the event loop; else who waits for a moment that rounding puts just ahead would turn for ever
+
 
 class DeadlockError(Exception):
-    """Every task waits for another one: nothing is scheduled that could wake any of them."""
+    """Nothing will ever happen again: every task waits for another one, or one goes round and round."""
 
 
 class _JumpingSelector(selectors.SelectSelector):
@@ -34,12 +30,19 @@ class _JumpingSelector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self._last = 0.0
+        self._num_turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Return no event: nothing comes from outside."""
         if timeout is None:
             raise DeadlockError("all tasks wait for each other")
-        self.now += max(0.0, timeout)
+        self.now += max(_TURN_S, timeout)
+        self._num_turns += 1
+        if self.now > self._last + 1e-3:
+            self._last, self._num_turns = self.now, 0
+        elif self._num_turns > _MOST_TURNS:
+            raise DeadlockError(f"{_MOST_TURNS} turns of the event loop, and no time passes")
         return []
 
 
@@ -60,39 +63,49 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return virtual seconds since the loop was made."""
         return self._jumping.now
 
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        """Make a task, in the name of whoever makes it."""
+        context = options.get("context")
+        gate = running_gate.get() if context is None else context.get(running_gate)
+        task = super().create_task(coro, **options)
+        if gate is not None:
+            gate.tasks.add(task)
+        return task
+
+    def call_at(  # type: ignore[override]  # for any callback
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        """Call back at a time, if the gate is open then."""
+        gate = running_gate.get() if context is None else context.get(running_gate)
+        if gate is None:
+            return super().call_at(when, callback, *args, context=context)
+        handles: list[asyncio.Handle] = []
+        handle = super().call_at(when, gate.pass_through, handles, callback, args, context=context)
+        handles.append(handle)
+        return handle
+
+    def _call_soon(self, callback: Any, args: Any, context: Any) -> asyncio.Handle:
+        gate = running_gate.get() if context is None else context.get(running_gate)
+        call_soon: Callable[..., asyncio.Handle] = super()._call_soon  # type: ignore[misc]  # asyncio's own, untyped
+        if gate is None:
+            return call_soon(callback, args, context)
+        handles: list[asyncio.Handle] = []
+        handles.append(call_soon(gate.pass_through, (handles, callback, args), context))
+        return handles[0]
+
 
 def run_in_virtual_time(main: Callable[[], Coroutine[Any, Any, T]], *, seed: int = 0) -> T:
-    """Return `await main()`, run in virtual time, with work for worker threads done at once in the event loop.
+    """Return `await main()`, run in virtual time, with what threads would do done in the event loop.
 
     Chance is the same each time, too: what the library takes from the operating system's comes from `seed` instead.
 
     Raises:
         DeadlockError: nothing could ever happen again.
     """
-    with _no_threads(), _same_chance(seed), asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        return runner.run(main())
-
-
-@contextmanager
-def _no_threads() -> Iterator[None]:
-    """Threads finish in an order of their own; here each is a step of the task that asked for it."""
-
-    async def run_sync(function: Callable[..., T], *args: Any, **_options: object) -> T:
-        await anyio.lowlevel.checkpoint()
-        return function(*args)
-
-    with mock.patch.object(to_thread, "run_sync", run_sync):
-        yield
-
-
-@contextmanager
-def _same_chance(seed: int) -> Iterator[None]:
-    """Names of probes and marks of claims are random, and what happens to a request depends on its key."""
-    chance = random.Random(seed)  # noqa: S311 - a simulation must repeat
-
-    def token_hex(nbytes: int = 32) -> str:
-        return chance.randbytes(nbytes).hex()
-
-    jitter = SimpleNamespace(Random=lambda: chance)
-    with mock.patch.object(secrets, "token_hex", token_hex), mock.patch.object(resilient, "random", jitter):
-        yield
+    loop, broken = VirtualTimeLoop(), list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, what: broken.append(what))
+    with stand_ins(loop.time, seed), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        result = runner.run(main())
+    if broken:
+        raise RuntimeError(f"nobody heard of this: {broken}") from broken[0].get("exception")
+    return result
