@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from aiodiloco.executors.local.directory import working_directory
 __all__ = ["SupervisorHolder"]
 
 _READY_BOUND_S = 30.0
+_PREFIX = "aiodiloco-"
+_SOCKET = "s"
 _LONGEST_DIRECTORY = 80  # a Unix socket's path may have 104 bytes on macOS, 108 on Linux
 
 
@@ -73,7 +76,7 @@ class SupervisorHolder:
 
     def _start(self) -> None:
         directory = _private_directory()
-        self._socket = str(directory / "s")
+        self._socket = str(directory / _SOCKET)
         options = {"socket": self._socket, "detach": self._detach, "grace_s": self._grace_s}
         command = [sys.executable, str(Path(__file__).with_name("boot.py")), json.dumps(options)]
         inlet, self._lifeline = os.pipe()
@@ -111,7 +114,30 @@ def _private_directory() -> Path:
     parent = tempfile.gettempdir()
     if len(parent) > _LONGEST_DIRECTORY:
         parent = "/tmp"  # noqa: S108 - mkdtemp makes it private
-    return Path(tempfile.mkdtemp(prefix="aiodiloco-", dir=parent))
+    remove_abandoned(Path(parent))
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the directories of supervisors that were killed together with their drivers. Never fails."""
+    with contextlib.suppress(OSError):
+        for directory in parent.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if directory.stat().st_uid == os.getuid() and _is_abandoned(directory / _SOCKET):
+                    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Return whether a supervisor listened here and does not any more; one that is stopped or busy still does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # not there yet, or not to be known
+            return False
+        return False
 
 
 def _remove_directory(socket: str) -> None:

@@ -63,7 +63,8 @@ class Tally:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
-        return {**dataclasses.asdict(self), "num_faults": self.num_faults}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**fields, "num_faults": self.num_faults}
 
 
 def tally_of(seed: int) -> Tally:
@@ -89,7 +90,8 @@ def search(
         mutation: One of `MUTATIONS`, to be carried out first.
         stop_at_first: End after the first seed that fails.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once
     with context.Pool(jobs, initializer=functools.partial(_prepare, mutation)) as pool:
         for tally in pool.imap(tally_of, seeds, chunksize=_CHUNK):
             yield tally

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 import weakref
@@ -22,7 +23,7 @@ from aiodiloco.records import ReplicaHandle
 from aiodiloco.testing import entrypoints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _DRIVERS = Path(__file__).with_name("drivers.py")
 _BOUND_S = 20.0
@@ -31,14 +32,15 @@ _BOUND_S = 20.0
 class Driver:
     """A driver process, and everything that descends from it, found by a mark in the environment."""
 
-    def __init__(self, directory: Path, *call: str) -> None:
+    def __init__(self, directory: Path, *call: str, environment: Mapping[str, str] | None = None) -> None:
+        directory.mkdir(exist_ok=True)
         self.directory = directory
         self._mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
             [sys.executable, str(_DRIVERS), *call],
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "AIODILOCO_TEST": self._mark},
+            env={**os.environ, "AIODILOCO_TEST": self._mark, **(environment or {})},
             start_new_session=True,  # a foreground process group of its own, for Ctrl-C
         )
 
@@ -307,3 +309,40 @@ def test_handles_work_in_another_process(tmp_path: Path) -> None:
             return process.stdout.decode()
 
     assert anyio.run(main).splitlines() == ["running running", "cancelled cancelled", "line 0 of rank 1"]
+
+
+def test_what_a_killed_supervisor_left_is_removed_by_the_next_one(tmp_path: Path, drivers: list[Driver]) -> None:
+    """Killed together with its driver, it removes no directory itself; one that lives or is stopped keeps its."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="short-") as name:  # a Unix socket's path is short
+        first, second, third = (Path(name) / "1", Path(name) / "2", Path(name) / "3")
+        environment = {"TMPDIR": name}
+        directories = lambda: {path for path in Path(name).glob("aiodiloco-*") if (path / "s").exists()}  # noqa: E731
+        killed = Driver(first, "launch_and_wait", str(first / "runs"), str(first), "", environment=environment)
+        drivers.append(killed)
+        killed.wait_for_output("launched")
+        [abandoned] = directories()
+        [supervisor] = psutil.Process(killed.process.pid).children()
+        killed.process.send_signal(signal.SIGSTOP)  # or it might close its executor, now that its replicas have ended
+        supervisor.kill()
+        killed.end()
+        assert directories() == {abandoned}
+        stopped = Driver(second, "launch_and_wait", str(second / "runs"), str(second), "", environment=environment)
+        drivers.append(stopped)
+        stopped.wait_for_output("launched")
+        [kept] = directories()
+        assert kept != abandoned
+        [supervisor] = psutil.Process(stopped.process.pid).children()
+        supervisor.suspend()
+        try:
+            last = Driver(third, "launch_and_wait", str(third / "runs"), str(third), "", environment=environment)
+            drivers.append(last)
+            last.wait_for_output("launched")
+            assert kept in directories()
+            assert len(directories()) == 2
+        finally:
+            supervisor.resume()
+        for driver in (stopped, last):
+            driver.process.kill()
+            driver.process.wait(_BOUND_S)
+            driver.wait_for_nobody()
+        assert directories() == set()
