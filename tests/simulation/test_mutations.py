@@ -20,4 +20,4 @@ def test_every_broken_promise_is_noticed_by_a_known_seed() -> None:
     env = {**os.environ, "PYTHONPATH": str(_REPOSITORY)}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=_REPOSITORY, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) >= 6
+    assert len(done.stdout.splitlines()) >= 7
