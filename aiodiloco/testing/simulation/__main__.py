@@ -58,7 +58,7 @@ def _seeds(text: str) -> range:
 def _look_for_mutations(seeds: range | None, jobs: int) -> int:
     num_missed = 0
     for name, mutation in MUTATIONS.items():
-        tried = [mutation.seed] if seeds is None else seeds
+        tried = [mutation.known] if seeds is None else seeds
         failed: dict[int, str] = {}
         for tally in search(tried, jobs=jobs, mutation=name, stop_at_first=True):
             failed.update(tally.failed)

@@ -20,6 +20,7 @@ from aiodiloco.diloco.diloco import DiLoCo
 from aiodiloco.errors import KeyNotFoundError
 from aiodiloco.lease.holder import LeaseHolder
 from aiodiloco.replica.guard import LeaseGuard
+from aiodiloco.testing.simulation.schedule import Schedule, make_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,12 +37,12 @@ class Mutation:
     Attributes:
         what: Which, for people.
         apply: Breaks it, in this process and for good.
-        seed: One that notices, found early.
+        known: A seed that notices, or a schedule where that is rare.
     """
 
     what: str
     apply: Callable[[], None]
-    seed: int
+    known: int | Schedule
 
 
 def _replace(owner: object, name: str, value: object) -> Callable[[], None]:
@@ -116,30 +117,40 @@ async def _never(_: object) -> str:
     raise AssertionError("unreachable")
 
 
+def _slow_store(seed: int) -> Schedule:
+    """Requests take a second, so decisions of several deciders are under way at once."""
+    schedule = make_schedule(seed)
+    return dataclasses.replace(
+        schedule,
+        faults=dataclasses.replace(schedule.faults, latency_s=1.0),
+        min_replicas=min(schedule.min_replicas, 2),
+    )
+
+
 MUTATIONS = {
     "no fencing": Mutation(
-        "a round may have two processes of a rank", _replace(decider, "choose", _choose_processes), seed=13
+        "a round may have two processes of a rank", _replace(decider, "choose", _choose_processes), known=13
     ),
     "decision not conditional": Mutation(
-        "a later decision replaces an earlier one", _replace(decider, "_write", _write_decision), seed=136
+        "a later decision replaces an earlier one", _replace(decider, "_write", _write_decision), known=_slow_store(110)
     ),
     "unordered reduction": Mutation(
-        "each rank adds its own contribution first", _replace(Reducer, "_order_of_addition", _own_first), seed=0
+        "each rank adds its own contribution first", _replace(Reducer, "_order_of_addition", _own_first), known=0
     ),
     "stale step kept": Mutation(
-        "an inner step taken before catching up counts after it", _replace(DiLoCo, "step", _step_and_keep), seed=2
+        "an inner step taken before catching up counts after it", _replace(DiLoCo, "step", _step_and_keep), known=2
     ),
     "manifest before its shards": Mutation(
         "a checkpoint is said to be whole while shares are missing",
         _replace(save._Saving, "read_parts", _read_some_parts),
-        seed=12,
+        known=12,
     ),
     "lease without generations": Mutation(
         "every driver writes the same lease, and finds none newer",
         _replace(LeaseHolder, "acquire", classmethod(_take_the_lease)),
-        seed=1,
+        known=1,
     ),
     "no dead man's switch": Mutation(
-        "replicas do not watch the lease", _replace(LeaseGuard, "_end", _never), seed=21
+        "replicas do not watch the lease", _replace(LeaseGuard, "_end", _never), known=21
     ),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from aiodiloco.testing.simulation.mutations import MUTATIONS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from aiodiloco.testing.simulation.schedule import Schedule
     from aiodiloco.testing.simulation.world import World
 
 __all__ = ["Tally", "search", "tally_of"]
@@ -67,20 +68,20 @@ class Tally:
         return {**fields, "num_faults": self.num_faults}
 
 
-def tally_of(seed: int) -> Tally:
-    """Simulate one seed."""
+def tally_of(seed: int | Schedule) -> Tally:
+    """Simulate one seed, or a schedule of one's own."""
     began = time.process_time()
     tally = Tally(num_seeds=1)
     try:
         _count(simulate(seed), tally)
     except Exception as exc:  # noqa: BLE001 - whatever breaks a seed is shown with it
-        tally.failed[seed] = f"{type(exc).__name__}: {exc}"
+        tally.failed[seed if isinstance(seed, int) else seed.seed] = f"{type(exc).__name__}: {exc}"
     tally.cpu_s = time.process_time() - began
     return tally
 
 
 def search(
-    seeds: Sequence[int], *, jobs: int, mutation: str | None = None, stop_at_first: bool = False
+    seeds: Sequence[int | Schedule], *, jobs: int, mutation: str | None = None, stop_at_first: bool = False
 ) -> Iterator[Tally]:
     """Yield a tally for each seed, in some order.
 
