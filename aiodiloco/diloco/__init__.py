@@ -1,7 +1,9 @@
 """DiLoCo: the algorithm, with an async and a sync face."""
 
-from aiodiloco.diloco.diloco import AllReduce, Checkpoints, DiLoCo
+from aiodiloco.diloco.checkpoints import Checkpoints
+from aiodiloco.diloco.diloco import DiLoCo
 from aiodiloco.diloco.outer import NesterovSGD, OuterOptimizerFactory
+from aiodiloco.diloco.ports import AllReduce
 from aiodiloco.diloco.snapshot import Stateful
 from aiodiloco.diloco.sync import SyncDiLoCo
 

@@ -3,108 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
 import anyio.to_thread
 import torch
 
 from aiodiloco.checkpoint import check_snapshot, take_share
-from aiodiloco.diloco.fitting import check_has, check_same_groups, check_same_tensors
+from aiodiloco.diloco.fitting import check_has, check_optimizer, check_same_groups, check_same_tensors
 from aiodiloco.diloco.outer import NesterovSGD, OuterOptimizerFactory, OuterState
-from aiodiloco.diloco.snapshot import Stateful, restore_snapshot, take_snapshot
+from aiodiloco.diloco.snapshot import restore_snapshot, take_snapshot
+from aiodiloco.diloco.step_log import StepLog
 from aiodiloco.errors import RoundGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
     from aiodiloco.checkpoint import Loaded, Share, Snapshot
     from aiodiloco.collective import AllReduceReport
+    from aiodiloco.diloco.checkpoints import Checkpoints
+    from aiodiloco.diloco.ports import AllReduce, Emit
 
-__all__ = ["AllReduce", "Checkpoints", "DiLoCo", "Emit"]
-
+__all__ = ["DiLoCo"]
 
 _INNER_STEP = "the inner step of the round"
 _STATE = ("inner_step", "round", "synced_at", "tokens", "tokens_before", "model", "inner_optimizer", "outer")
-
-
-class AllReduce(Protocol):
-    """What DiLoCo needs of a transport; `ObjectStoreAllReduce` is one."""
-
-    async def all_reduce(
-        self,
-        tensors: Mapping[str, Tensor],
-        *,
-        weight: float,
-        wire: str | None,
-        round: int | None,  # noqa: A002 - the field's word
-        fragment: int,
-        basis: bytes,
-        settings: Mapping[str, str],
-    ) -> AllReduceReport:
-        """Replace every tensor by its weighted mean over the round's members, in place."""
-        ...
-
-    async def adopt(
-        self,
-        tensors: Mapping[str, Tensor],
-        *,
-        round: int,  # noqa: A002 - the field's word
-        fragment: int,
-    ) -> AllReduceReport | None:
-        """Replace every tensor by the mean of a round decided without this rank; None if it is not decided.
-
-        Raises RoundGoneError where the mean cannot be had any more.
-        """
-        ...
-
-    async def announce(self, *, round: int, fragment: int) -> None:  # noqa: A002 - the field's word
-        """Have the others wait for this rank in a round."""
-        ...
-
-
-class Emit(Protocol):
-    """Takes an event. Must not block."""
-
-    def __call__(self, kind: str, /, **data: object) -> None:
-        """Note that `kind` happened; `data` are numbers, strings, or 0-d tensors to be read later."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoints:
-    """When a `DiLoCo` takes checkpoints, and of what.
-
-    Attributes:
-        every: Rounds between two checkpoints, >= 1.
-        rank: This rank.
-        model_number: Which of the run's models, from 0.
-        save: Writes this replica's share; returns as soon as it has taken it over.
-        load: Returns the run's latest checkpoint of this model.
-        state: What the training loop wants kept with it, by name.
-    """
-
-    every: int
-    rank: int
-    model_number: int
-    save: Callable[[Share], Awaitable[None]]
-    load: Callable[[], Awaitable[Loaded]]
-    state: Mapping[str, Stateful] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"checkpoint_every must be an int >= 1 (rounds between checkpoints), not {self.every!r}")
-        for name, part in self.state.items():
-            if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
-                raise TypeError(
-                    f"state[{name!r}] is a {type(part).__qualname__}: what a checkpoint keeps needs state_dict() and "
-                    "load_state_dict()"
-                )
 
 
 class DiLoCo:
@@ -141,8 +68,6 @@ class DiLoCo:
         replays: Whether it takes those with inner steps of its own, as a process of its rank did before: then all that
             the steps leave behind (inner optimizer, random state, data position) is, too, what it was. Else `catch_up`
             takes them at once.
-        last_round: What the latest all-reduce cost; None before the first.
-        bytes_sent, bytes_received: Summed over all rounds since construction.
     """
 
     def __init__(
@@ -162,12 +87,9 @@ class DiLoCo:
         if isinstance(sync_every, bool) or not isinstance(sync_every, int) or sync_every < 1:
             raise ValueError(f"sync_every must be an int >= 1 (inner steps per round), not {sync_every!r}")
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        _check_optimizer(trainable, inner_optimizer)
+        check_optimizer(trainable, inner_optimizer)
         self.inner_step = 0
         self.round = 0
-        self.last_round: AllReduceReport | None = None
-        self.bytes_sent = 0
-        self.bytes_received = 0
         self.sync_every = sync_every
         self._model = model
         self._inner_optimizer = inner_optimizer
@@ -175,9 +97,8 @@ class DiLoCo:
         self._outer = OuterState(trainable, outer or NesterovSGD())
         self._wire = wire
         self._weigh_by_tokens = weigh_by_tokens
-        self._tokens_before = 0  # the round
         self._fragment = fragment
-        self._emit = emit or _ignore
+        self._log = StepLog(emit)
         self._checkpoints = checkpoints
         self._share: Share | None = None  # of a checkpoint, not yet handed over
         self._total: int | None = None
@@ -190,10 +111,23 @@ class DiLoCo:
         self.is_behind = False
         self.replays = False
         self._num_calls = 0  # of step
-        self._tokens = 0
-        self._clock = time.perf_counter()
         if checkpoints is not None:
             check_snapshot(self._snapshot(checkpoints))
+
+    @property
+    def last_round(self) -> AllReduceReport | None:
+        """What the latest all-reduce cost; None before the first."""
+        return self._log.last_round
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes this replica wrote, in all rounds since construction."""
+        return self._log.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes this replica read, in all rounds since construction."""
+        return self._log.bytes_received
 
     def steps(self, total: int) -> Iterator[int]:
         """Iterate over the numbers of the inner steps still to take, up to `total` in the whole run.
@@ -248,7 +182,7 @@ class DiLoCo:
             raise RuntimeError(f"round {self.round} is incomplete: repeat it with synchronize() before training on")
         self.inner_step += 1
         self._num_calls += 1
-        self._report_step(loss, tokens)
+        self._log.step(self.inner_step, self.round, loss, tokens)
         return self.inner_step % self.sync_every == 0 or self.inner_step == self._total
 
     async def synchronize(self) -> None:
@@ -276,7 +210,7 @@ class DiLoCo:
                 return
             report = await self._all_reduce.all_reduce(
                 gradient,
-                weight=self._weight(),
+                weight=self._log.weight() if self._weigh_by_tokens else 1.0,
                 wire=self._wire,
                 round=self.round,
                 fragment=self._fragment,
@@ -340,7 +274,7 @@ class DiLoCo:
         if loaded.round <= self.round:
             raise gone
         await anyio.to_thread.run_sync(self._adopt_checkpoint, loaded)
-        self._emit("restored", rank=self._checkpoints.rank, round=self.round, step=self.inner_step)
+        self._log.emit("restored", rank=self._checkpoints.rank, round=self.round, step=self.inner_step)
 
     def _adopt_checkpoint(self, loaded: Loaded) -> None:
         """Be where the checkpoint is; what is the replica's own stays as it is."""
@@ -349,7 +283,7 @@ class DiLoCo:
             self._outer.write_to_model()
             self.inner_step = self._synced_at = loaded.inner_step
             self.round = loaded.round
-            self._tokens_before = self._tokens
+            self._log.begin_round()
             self._is_due = False
 
     @contextlib.contextmanager
@@ -382,8 +316,8 @@ class DiLoCo:
             "inner_step": self.inner_step,
             "round": self.round,
             "synced_at": self._synced_at,
-            "tokens": self._tokens,
-            "tokens_before": self._tokens_before,
+            "tokens": self._log.tokens,
+            "tokens_before": self._log.tokens_before,
             "model": self._model.state_dict(),
             "inner_optimizer": self._inner_optimizer.state_dict(),
             "outer": self._outer.state_dict(),
@@ -404,7 +338,7 @@ class DiLoCo:
         self._inner_optimizer.load_state_dict(state["inner_optimizer"])
         self.inner_step, self.round = state["inner_step"], state["round"]
         self._synced_at = state["synced_at"]
-        self._tokens, self._tokens_before = state["tokens"], state["tokens_before"]
+        self._log.tokens, self._log.tokens_before = state["tokens"], state["tokens_before"]
 
     def restore(self, loaded: Loaded) -> None:
         """Continue from a checkpoint of this run or of another one of the same model.
@@ -415,7 +349,7 @@ class DiLoCo:
         state = {} if self._checkpoints is None else self._checkpoints.state
         restore_snapshot(loaded, self._model, self._inner_optimizer, self._outer, state)
         if loaded.replica is not None:
-            self._tokens = self._tokens_before = loaded.replica["tokens"]
+            self._log.tokens = self._log.tokens_before = loaded.replica["tokens"]
         self.inner_step = self._synced_at = loaded.inner_step
         self.round = loaded.round
         self.is_behind = True
@@ -440,14 +374,11 @@ class DiLoCo:
             if not report.included:
                 self._note_exclusion(report)
             self._synced_at = self.inner_step
-            self._tokens_before = self._tokens
+            self._log.begin_round()
             self._averaged = None
             self._is_due = False
             self._take_share(report)
-            self.last_round = report
-            self.bytes_sent += report.bytes_sent
-            self.bytes_received += report.bytes_received
-            self._report_round(report, time.perf_counter() - began)
+            self._log.round(report, inner_step=self.inner_step, sync_s=time.perf_counter() - began)
 
     def _note_exclusion(self, report: AllReduceReport) -> None:
         """Be where the members of the round are; more rounds may have been decided meanwhile."""
@@ -475,16 +406,8 @@ class DiLoCo:
             model_number=plan.model_number,
             round=self.round,
             inner_step=self.inner_step,
-            tokens=self._tokens,
+            tokens=self._log.tokens,
         )
-
-    def _weight(self) -> float:
-        tokens = self._tokens - self._tokens_before
-        if not self._weigh_by_tokens:
-            return 1.0
-        if tokens < 1:
-            raise ValueError("weigh_by_tokens needs the tokens of each step: step(tokens=…)")
-        return float(tokens)
 
     def _settings(self) -> dict[str, str]:
         """What makes replicas diverge, or wait for each other in vain, when it is not the same on all."""
@@ -498,37 +421,3 @@ class DiLoCo:
     def _refuse_while_evaluating(self, what: str) -> None:
         if self._evaluating:
             raise RuntimeError(f"{what}() inside outer_weights(): leave the evaluation first")
-
-    def _report_round(self, report: AllReduceReport, sync_s: float) -> None:
-        data = report.to_dict()
-        del data["members"]  # the round's decision names them; a thousand names in every event would be a burden
-        self._emit("round", step=self.inner_step, sync_s=sync_s, num_members=len(report.members), **data)
-
-    def _report_step(self, loss: float | Tensor | None, tokens: int | None) -> None:
-        data: dict[str, Any] = {"step": self.inner_step, "round": self.round}
-        if loss is not None:
-            data["loss"] = loss.detach() if isinstance(loss, torch.Tensor) else loss
-        if tokens is not None:
-            now = time.perf_counter()
-            self._tokens += tokens
-            data |= {"tokens": self._tokens, "tokens_per_s": tokens / max(now - self._clock, 1e-9)}
-            self._clock = now
-        self._emit("step", **data)
-
-
-def _check_optimizer(trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"inner_optimizer must be a torch.optim.Optimizer, not a {type(optimizer).__name__}")
-    if not trainable:
-        raise ValueError("the model has no parameters with requires_grad: there is nothing to train")
-    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    left_out = [name for name, p in trainable.items() if id(p) not in optimized]
-    if len(left_out) == len(trainable):
-        raise ValueError(
-            "the inner optimizer holds none of the model's trainable parameters: make it from model.parameters() of "
-            "the same model, after any .to(device) or wrapping"
-        )
-
-
-def _ignore(kind: str, /, **data: object) -> None:
-    """Drop an event."""

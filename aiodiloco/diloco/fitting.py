@@ -1,16 +1,32 @@
-"""Whether a saved state fits what it is to be loaded into: asked before any of it is loaded."""
+"""Whether things fit each other: an optimizer a model, a saved state what it is to be loaded into. Asked before."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
-__all__ = ["check_has", "check_same_groups", "check_same_tensors"]
+__all__ = ["check_has", "check_optimizer", "check_same_groups", "check_same_tensors"]
+
+
+def check_optimizer(trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Raise TypeError or ValueError unless the optimizer holds parameters of this model, and there are some."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"inner_optimizer must be a torch.optim.Optimizer, not a {type(optimizer).__name__}")
+    if not trainable:
+        raise ValueError("the model has no parameters with requires_grad: there is nothing to train")
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left_out = [name for name, p in trainable.items() if id(p) not in optimized]
+    if len(left_out) == len(trainable):
+        raise ValueError(
+            "the inner optimizer holds none of the model's trainable parameters: make it from model.parameters() of "
+            "the same model, after any .to(device) or wrapping"
+        )
 
 
 def check_has(saved: Mapping[str, Any], names: Collection[str], what: str) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from aiodiloco.collective import ObjectStoreAllReduce
 from aiodiloco.diloco import DiLoCo, NesterovSGD
-from aiodiloco.diloco.diloco import Checkpoints
+from aiodiloco.diloco.checkpoints import Checkpoints
 from aiodiloco.errors import CheckpointError, RoundRefusedError, RoundTimeoutError
 from aiodiloco.store import MemoryStore
 from aiodiloco.testing.cancellation import cancel_at_every_step
