@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from aiodiloco.store import Store
 
-__all__ = ["follow_events", "read_events"]
+__all__ = ["follow_events", "read_events", "read_pass"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ async def read_events(store: Store, cursor: Cursor | None = None) -> tuple[list[
     passes: list[list[Event]] = []
     cursor = cursor or Cursor()
     while True:
-        found, cursor, complete = await _read_pass(store, cursor)
+        found, cursor, complete = await read_pass(store, cursor)
         passes.append(found)
         if complete:
             return await _in_worker(partial(_by_writer, passes)), cursor
@@ -83,7 +83,7 @@ async def follow_events(
         raise ValueError(f"poll_s must be a number of seconds > 0, not {poll_s!r}")
     cursor = cursor or Cursor()
     while True:
-        found, cursor, complete = await _read_pass(store, cursor)
+        found, cursor, complete = await read_pass(store, cursor)
         for number, event in enumerate(found):
             if number % _EVENTS_PER_TURN == 0:
                 await anyio.lowlevel.checkpoint()
@@ -92,8 +92,14 @@ async def follow_events(
             await anyio.sleep(poll_s)
 
 
-async def _read_pass(store: Store, cursor: Cursor) -> tuple[list[Event], Cursor, bool]:
-    """Return new events, the cursor after them, and whether they are all there were."""
+async def read_pass(store: Store, cursor: Cursor) -> tuple[list[Event], Cursor, bool]:
+    """Return new events, the cursor after them, and whether they are all there were.
+
+    At most 128 objects of each writer, so the memory it takes is bounded however long the log is.
+
+    Raises:
+        StoreError: the store could not be read.
+    """
     spans = _spans(cursor)
     listed = await map_concurrently(partial(_list_span, store), spans)
     objects: _Objects = {}

@@ -87,6 +87,11 @@ class Run:
         driver = self._session.driver
         return self._handles if driver is None else driver.roster.handles() or self._handles
 
+    @property
+    def is_driving(self) -> bool:
+        """Whether this process drives it now, and does not only watch."""
+        return self._session.is_driving
+
     async def wait(self) -> list[ReplicaResult]:
         """Wait for the run's end and return one row per rank, in rank order.
 

@@ -69,6 +69,11 @@ class Session:
         """Whether it neither drives nor watches, having begun."""
         return self._job is not None and self._job.has_ended
 
+    @property
+    def is_driving(self) -> bool:
+        """Whether it drives, or is about to, rather than to watch."""
+        return self._is_driving
+
     def begin(self, vacancy: Vacancy | None = None, *, is_first: bool = False) -> None:
         """Begin to drive or to watch, unless that goes on already.
 
