@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import anyio
 from fastapi import HTTPException, Path, Request, Response
+from fastapi.responses import HTMLResponse
 
 from aiodiloco.errors import RunConflictError, RunNotFoundError, StoreError
 from aiodiloco.executors.calls import Bell
 from aiodiloco.fastapi.bodies import RUN_ID, LaunchRequest, policy_of, read_body
 from aiodiloco.fastapi.limits import Limits
+from aiodiloco.fastapi.page import page
 from aiodiloco.fastapi.service import Service
 from aiodiloco.lease import read_lease
 from aiodiloco.records import new_run_id
@@ -110,6 +112,16 @@ class Endpoints:
         response.status_code = 202 if result is None else 200
         state = "ending" if result is None else result.outcome.value
         return {"run_id": run_id, "state": state, "result": result and result.to_dict()}
+
+    async def run_page(self, run_id: RunId) -> HTMLResponse:
+        """Show the run: replicas, losses, rounds, as they come; and a button that ends it."""
+        if self._service.hold_of(run_id) is None:
+            self._existing(await self._find(run_id), run_id)
+        return page()
+
+    async def index_page(self) -> HTMLResponse:
+        """Show all runs, and a form that starts one."""
+        return page()
 
     async def _launch(self, asked: LaunchRequest, run_id: str) -> Run | None:
         service = self._service

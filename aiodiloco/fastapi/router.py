@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import APIRouter, Depends, params
+from fastapi.responses import HTMLResponse
 
 from aiodiloco.fastapi.bodies import launch_request_model
 from aiodiloco.fastapi.endpoints import Endpoints
@@ -83,8 +84,10 @@ def create_router(
     service = Service(executor_of(executor), store, entrypoints, on_shutdown)
     model = launch_request_model(entrypoints, limits)
     router = RunsRouter(service)
-    _add_paths(router, Endpoints(service, limits, model, lease), model, _guards(auth, insecure=insecure))
-    _add_streams(router, Streams(service, limits), _guards(auth, insecure=insecure))
+    endpoints, guards = Endpoints(service, limits, model, lease), _guards(auth, insecure=insecure)
+    _add_paths(router, endpoints, model, guards)
+    _add_pages(router, endpoints, guards)
+    _add_streams(router, Streams(service, limits), guards)
     return router
 
 
@@ -146,6 +149,19 @@ def _add_paths(router: APIRouter, own: Endpoints, model: type[BaseModel], guards
             202: {"description": "Not confirmed yet; the order to end it is in the store"},
             **_problems(401, 403, 404, 409, 422, 502, 503),
         },
+    )
+
+
+def _add_pages(router: APIRouter, own: Endpoints, guards: list[params.Depends]) -> None:
+    router.add_api_route(
+        "/page", own.index_page, response_class=HTMLResponse, dependencies=guards, responses=_problems(401, 403)
+    )
+    router.add_api_route(
+        "/runs/{run_id}/page",
+        own.run_page,
+        response_class=HTMLResponse,
+        dependencies=guards,
+        responses=_problems(401, 403, 404, 422, 503),
     )
 
 

@@ -35,4 +35,4 @@ def test_no_request_of_any_shape_is_answered_with_an_error_of_the_server(server,
             )
 
         check()
-    assert len(names) == 10
+    assert len(names) == 12
