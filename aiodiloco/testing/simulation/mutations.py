@@ -20,7 +20,6 @@ from aiodiloco.diloco.diloco import DiLoCo
 from aiodiloco.errors import KeyNotFoundError
 from aiodiloco.lease.holder import LeaseHolder
 from aiodiloco.replica.guard import LeaseGuard
-from aiodiloco.testing.simulation.schedule import Schedule, make_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,12 +36,12 @@ class Mutation:
     Attributes:
         what: Which, for people.
         apply: Breaks it, in this process and for good.
-        known: A seed that notices, or a schedule where that is rare.
+        known: A seed that notices.
     """
 
     what: str
     apply: Callable[[], None]
-    known: int | Schedule
+    known: int
 
 
 def _replace(owner: object, name: str, value: object) -> Callable[[], None]:
@@ -117,22 +116,12 @@ async def _never(_: object) -> str:
     raise AssertionError("unreachable")
 
 
-def _slow_store(seed: int) -> Schedule:
-    """Requests take a second, so decisions of several deciders are under way at once."""
-    schedule = make_schedule(seed)
-    return dataclasses.replace(
-        schedule,
-        faults=dataclasses.replace(schedule.faults, latency_s=1.0),
-        min_replicas=min(schedule.min_replicas, 2),
-    )
-
-
 MUTATIONS = {
     "no fencing": Mutation(
         "a round may have two processes of a rank", _replace(decider, "choose", _choose_processes), known=13
     ),
     "decision not conditional": Mutation(
-        "a later decision replaces an earlier one", _replace(decider, "_write", _write_decision), known=_slow_store(110)
+        "a later decision replaces an earlier one", _replace(decider, "_write", _write_decision), known=62
     ),
     "unordered reduction": Mutation(
         "each rank adds its own contribution first", _replace(Reducer, "_order_of_addition", _own_first), known=0
@@ -143,7 +132,7 @@ MUTATIONS = {
     "manifest before its shards": Mutation(
         "a checkpoint is said to be whole while shares are missing",
         _replace(save._Saving, "read_parts", _read_some_parts),
-        known=12,
+        known=26,
     ),
     "lease without generations": Mutation(
         "every driver writes the same lease, and finds none newer",

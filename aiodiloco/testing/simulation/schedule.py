@@ -18,6 +18,9 @@ What: TypeAlias = Literal["kill", "rerun", "pause", "duplicate", "partition", "c
 ComesBack: TypeAlias = Literal["launch", "attach", "reap"]
 
 
+_LATENCIES_S = [0.0, 0.005, 0.1, 1.0]  # at 1 s decisions cross; too much for the shortest lease of a driver
+
+
 @dataclasses.dataclass(frozen=True)
 class Event:
     """Something that happens to the newest process of a rank, or to the newest driver.
@@ -137,7 +140,7 @@ def make_schedule(seed: int, *, faults: Faults | None = None) -> Schedule:
         truncated=rate * chance.random() / 3,
         flipped=rate * chance.random() / 3,
         stale_list=rate * chance.random() / 20,  # the probe takes more for what it is
-        latency_s=chance.choice([0.0, 0.005, 0.1]),
+        latency_s=chance.choice([0.0, 0.005, 0.1] if is_driven else _LATENCIES_S),
     )
     schedule = Schedule(
         seed=seed,
