@@ -43,7 +43,7 @@ async def launch_and_wait(directory: str) -> None:
     await executor.collect(handles)
 
 
-async def train_with_checkpoints(*, rank: int, uri: str, rounds: int) -> dict[str, int]:
+async def train_slowly(*, rank: int, uri: str, rounds: int, checkpoint_every: int | None) -> dict[str, int]:
     """Train something small, slowly enough to be interrupted, and say as which process it ended."""
     import anyio
     import torch
@@ -53,7 +53,7 @@ async def train_with_checkpoints(*, rank: int, uri: str, rounds: int) -> dict[st
     async with join(uri, rank=rank, world_size=1) as replica:
         model = torch.nn.Linear(2, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        diloco = replica.diloco(model, optimizer, sync_every=2, checkpoint_every=1)
+        diloco = replica.diloco(model, optimizer, sync_every=2, checkpoint_every=checkpoint_every)
         for _ in diloco.steps(2 * rounds):
             await anyio.sleep(0.1)
             await diloco.step()

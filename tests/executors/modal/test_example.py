@@ -86,11 +86,9 @@ async def test_a_replica_preempted_without_checkpoints_is_refused_and_never_trai
     plane, tmp_path
 ) -> None:
     """Once rounds were deleted, nobody can know what was averaged before."""
-    args = {"world_size": 1, "steps": 100_000, "sync_every": 10, "wire": "bf16", "seed": 0, "evaluate_at": []}
+    args = {"uri": str(tmp_path / "store"), "rounds": 100_000, "checkpoint_every": None}
     async with ModalExecutor(client=await plane.client()) as executor:
-        [handle] = await executor.launch_replicas(
-            1, "aiodiloco.demo.train:train_with_diloco", {**args, "rendezvous_uri": str(tmp_path / "store")}
-        )
+        [handle] = await executor.launch_replicas(1, "tests.executors.modal.drivers:train_slowly", args)
         await _wait_for_rounds(tmp_path, 5)
         await plane.preempt(handle.call_id)
         [row] = await executor.collect([handle], timeout=_BOUND_S)
@@ -101,9 +99,9 @@ async def test_a_replica_preempted_without_checkpoints_is_refused_and_never_trai
 
 async def test_a_replica_preempted_in_a_run_with_checkpoints_goes_on(plane, tmp_path) -> None:
     """Modal calls it again, and it takes its own place: no round is lost, none is made twice."""
-    args = {"uri": str(tmp_path / "store"), "rounds": 12}
+    args = {"uri": str(tmp_path / "store"), "rounds": 12, "checkpoint_every": 1}
     async with ModalExecutor(client=await plane.client()) as executor:
-        [handle] = await executor.launch_replicas(1, "tests.executors.modal.drivers:train_with_checkpoints", args)
+        [handle] = await executor.launch_replicas(1, "tests.executors.modal.drivers:train_slowly", args)
         await _wait_for_rounds(tmp_path, 4)
         await plane.preempt(handle.call_id)
         [row] = await executor.collect([handle], timeout=_BOUND_S)
