@@ -13,6 +13,7 @@ import anyio
 import typer
 from rich.console import Console
 
+from aiodiloco.cli.exits import ending_in_good_order
 from aiodiloco.cli.extras import MissingExtraError, needs_extra
 from aiodiloco.demo.progress import show_progress
 from aiodiloco.demo.settings import DemoSettings
@@ -89,7 +90,7 @@ def _run(settings: DemoSettings, store: str | None, out: Path, console: Console)
     check_demo(settings, store)
     _make_directory(out)
     console.print(_describe_plan(settings), soft_wrap=True)
-    with show_progress(console, settings) as progress:
+    with show_progress(console, settings) as progress, ending_in_good_order():
         report = anyio.run(partial(run_demo, settings, store=store, watch=progress.take))
     picture, numbers = out / "demo.png", out / "result.json"
     draw(report, picture)

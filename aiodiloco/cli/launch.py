@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
+import anyio
 import typer
-from rich.console import Console
 
 from aiodiloco.cli.backends import executor_to_launch
 from aiodiloco.cli.exits import exit_with, run_command
 from aiodiloco.cli.options import AsJson  # noqa: TC001 - typer reads it at run time
 from aiodiloco.cli.spec import LaunchSpec, parse_arguments, parse_policy, read_spec
-from aiodiloco.cli.view import RunView, following, show_result
+from aiodiloco.cli.view import RunView, following, new_console, show_result
 from aiodiloco.errors import StoreError
 from aiodiloco.records import new_run_id
 from aiodiloco.run import launch as launch_run
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from aiodiloco.run import Run, RunResult
 
 __all__ = ["follow_to_its_end", "launch"]
+
+_LAST_EVENTS_S = 5.0
 
 
 def launch(
@@ -69,9 +74,14 @@ def launch(
             },
         )  # fmt: skip
         spec.check()
-        await _launch(spec, detach=detach, dry_run=dry_run, as_json=as_json)
+        await _launch(spec, drove, detach=detach, dry_run=dry_run, as_json=as_json)
 
-    run_command(work, interrupted="interrupted; the replicas were ended")
+    drove: list[bool] = []
+
+    def interrupted() -> str:
+        return "interrupted; the replicas were ended" if drove != [False] else "interrupted; the run was left as it is"
+
+    run_command(work, interrupted=interrupted)
 
 
 def _lease(text: str | None) -> float | str | None:
@@ -81,7 +91,7 @@ def _lease(text: str | None) -> float | str | None:
         return text
 
 
-async def _launch(spec: LaunchSpec, *, detach: bool, dry_run: bool, as_json: bool) -> None:
+async def _launch(spec: LaunchSpec, drove: list[bool], *, detach: bool, dry_run: bool, as_json: bool) -> None:
     assert spec.store is not None
     assert spec.timeout is not None
     lease_s = spec.lease_s
@@ -104,28 +114,50 @@ async def _launch(spec: LaunchSpec, *, detach: bool, dry_run: bool, as_json: boo
             replica_timeout=spec.replica_timeout,
         )  # fmt: skip
         async with start() as run:
-            if detach:
-                run.detach()
-                typer.echo(json.dumps({"run_id": run.run_id, "uri": run.uri}) if as_json else run.run_id)
-                return
-            result = await follow_to_its_end(run, as_json=as_json)
-    exit_with(result)
+            try:
+                if detach:
+                    run.detach()
+                    result = None
+                else:
+                    result = await follow_to_its_end(run, as_json=as_json)
+            except BaseException:
+                drove.append(run.is_driving)
+                raise
+    if result is not None:
+        exit_with(result)
+    typer.echo(json.dumps({"run_id": run.run_id, "uri": run.uri}) if as_json else run.run_id)
 
 
 async def follow_to_its_end(run: Run, *, as_json: bool) -> RunResult:
-    """Show the run's events until it has ended, and what came of it."""
-    console = Console(stderr=as_json, highlight=False)
-    console.print(f"{run.run_id}: {run.n_replicas} replicas, {run.uri}", soft_wrap=True, markup=False)
-    view = RunView(run.run_id, run.n_replicas)
-    with following(console, view) as show:
+    """Show the run's events until it has ended, and what came of it. To see nothing is no reason to end it."""
+    console = new_console(stderr=as_json)
+    ends: list[RunResult | Exception] = []
+    async with anyio.create_task_group() as tg:
+        shown = anyio.Event()
+        tg.start_soon(_show_events, run, console, shown)
         try:
-            async for event in run.events():
-                show(event)
-        except StoreError as exc:  # to see nothing is no reason to end the run
-            console.print(f"cannot follow the events: {exc}", soft_wrap=True, markup=False)
-        result = await run.wait_for_result()
+            ends.append(await run.wait_for_result())  # drives a run that has no driver, where it was attached to
+        except Exception as exc:  # noqa: BLE001 - raised below, and not in a group
+            ends.append(exc)
+        with anyio.move_on_after(_LAST_EVENTS_S):
+            await shown.wait()
+        tg.cancel_scope.cancel()
+    if isinstance(ends[0], Exception):
+        raise ends[0]
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        typer.echo(json.dumps(ends[0].to_dict(), indent=2))
     else:
-        show_result(result)
-    return result
+        show_result(ends[0])
+    return ends[0]
+
+
+async def _show_events(run: Run, console: Console, shown: anyio.Event) -> None:
+    with contextlib.suppress(OSError):  # nobody reads, or the disk is full
+        console.print(f"{run.run_id}: {run.n_replicas} replicas, {run.uri}", soft_wrap=True, markup=False)
+        with following(console, RunView(run.run_id, run.n_replicas)) as show:
+            try:
+                async for event in run.events():
+                    show(event)
+            except StoreError as exc:
+                console.print(f"cannot follow the events: {exc}", soft_wrap=True, markup=False)
+    shown.set()

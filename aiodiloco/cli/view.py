@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import math
+import os
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -154,10 +156,16 @@ def following(console: Console, view: RunView) -> Iterator[Callable[[Event], Non
         yield show
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise an exception that passes event loops, where rich would raise SystemExit."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def new_console(*, stderr: bool = False) -> Console:
     """Return a console; wide where nobody sees its edge, so that nothing is cut off in files and pipes."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDE)
+    console = _Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else _Console(stderr=stderr, highlight=False, width=_WIDE)
 
 
 def show_result(result: RunResult) -> None:

@@ -400,7 +400,7 @@ class ObjectStoreAllReduce:
     async def _apply(self, exchange: Exchange, decision: Decision, began: float) -> AllReduceReport:
         """Decode the mean into the tensors, and remember what the next round is planned by."""
         round_ = exchange.round
-        with round_.meter.phase("apply"):
+        with round_.meter.phase("apply"), anyio.CancelScope(shield=True):  # the timeout comes before or after it
             await round_.in_worker(exchange.apply)
         fragment = round_.keys.fragment
         self._members[fragment] = frozenset(decision.members)

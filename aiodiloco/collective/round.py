@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import TYPE_CHECKING, TypeVar
 
 from aiodiloco.collective.buffers import Buffers
@@ -118,7 +119,7 @@ class Round:
 
     async def in_worker(self, compute: Callable[[], T]) -> T:
         """Run `compute` in a worker thread: tensor work never blocks the event loop. Cancelled, wait for its end."""
-        return await run_in_worker(lambda _: compute(), self.workers)
+        return await run_in_worker(lambda _: compute(), self.workers, stop_wait_s=math.inf)  # a computation ends
 
     def measured(self) -> Link | None:
         """Return what this round showed of the way to the store, the slower direction; None if too little moved."""

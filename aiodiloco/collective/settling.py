@@ -17,7 +17,7 @@ __all__ = ["decides_after_s", "finish", "settle"]
 
 _SELDOM_S = 0.5  # a refusal may be seen this much later; most short rounds save the request
 _TURN_S = 1.0  # between the first rank's turn to decide and the second one's
-_GROWING_TURNS = 24
+_GROWING_TURNS = 10
 
 
 async def settle(bet: Exchange, decider: Decider) -> tuple[Exchange | None, Decision]:
@@ -114,7 +114,7 @@ def decides_after_s(turn: int) -> float:
     """Return how many seconds after its own contribution a rank begins to watch who arrives.
 
     A decider that died costs a second, each further one a second more than the one before, so that a long wait for
-    somebody late has few deciders: 11 after a minute. From the 24th on they come a second apart.
+    somebody late has few deciders: 16 after a minute. From the 10th on they come a second apart.
 
     Args:
         turn: 0 for the first.

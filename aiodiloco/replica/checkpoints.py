@@ -92,8 +92,9 @@ class CheckpointWriter:
         model_number = share.keys.model_number
         if is_whole:
             await prune(self._store, keep=_KEPT, model_number=model_number)
-        if rounds := await list_rounds(self._store, model_number):
-            self._keep_from(rounds[-_KEPT:][0], model_number + 1)
+        rounds = await list_rounds(self._store, model_number)
+        if len(rounds) >= _KEPT:  # before that the rounds from the first on are what the run could come back from
+            self._keep_from(rounds[-_KEPT], model_number + 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from aiodiloco.executors.policy import RunPolicy
     from aiodiloco.run.record import RunRecord
 
-__all__ = ["Actions", "Attempt", "decide", "due_at_s", "final_rows", "why_stop"]
+__all__ = ["TIMEOUT_REASON", "Actions", "Attempt", "decide", "due_at_s", "final_rows", "why_stop"]
+
+
+TIMEOUT_REASON = "the run's timeout"
+"""How the reason of a run begins that was ended by its deadline."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +94,7 @@ def decide(
 def why_stop(record: RunRecord, *, elapsed_s: float, spent_gpu_s: float) -> str | None:
     """Return why the run must be ended now, or None while it is within its bounds."""
     if elapsed_s >= record.timeout_s:
-        return f"the run's timeout of {record.timeout_s:g} s passed"
+        return f"{TIMEOUT_REASON} of {record.timeout_s:g} s passed"
     if record.max_gpu_seconds is not None and spent_gpu_s >= record.max_gpu_seconds:
         return f"the run's budget of {record.max_gpu_seconds:g} GPU seconds is spent"
     return None

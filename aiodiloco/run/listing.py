@@ -116,16 +116,15 @@ async def _first_key(root: Store, after: str) -> str | None:
 
 
 async def _summarize(store: str | os.PathLike[str], run_id: str, *, look_for_drivers: bool) -> RunSummary:
-    async with open_store(join_uri(store, "runs", run_id)) as run_store:
-        try:
-            record = await read_record(run_store)
-        except StoreError:
-            return RunSummary(run_id, None, None, None)
-        lease = await read_lease(run_store)
-        is_driven = None
-        if look_for_drivers and lease is not None and lease.state is LeaseState.held:
-            is_driven = await _moves(run_store, lease)
-        return RunSummary(run_id, record, await read_result(run_store), lease, is_driven)
+    try:
+        async with open_store(join_uri(store, "runs", run_id)) as run_store:
+            record, lease = await read_record(run_store), await read_lease(run_store)
+            is_driven = None
+            if look_for_drivers and lease is not None and lease.state is LeaseState.held:
+                is_driven = await _moves(run_store, lease)
+            return RunSummary(run_id, record, await read_result(run_store), lease, is_driven)
+    except StoreError:  # something else lies there
+        return RunSummary(run_id, None, None, None)
 
 
 async def _moves(store: Store, lease: LeaseDocument) -> bool:

@@ -56,11 +56,13 @@ class Ticket:
         return self._running
 
 
-async def run_in_worker(work: Callable[[Ticket], T], limiter: anyio.CapacityLimiter) -> T:
+async def run_in_worker(
+    work: Callable[[Ticket], T], limiter: anyio.CapacityLimiter, *, stop_wait_s: float = _STOP_WAIT_S
+) -> T:
     """Return `work(ticket)`, run in a worker thread.
 
     When the calling task is cancelled, also by `asyncio.Task.cancel`, from which anyio's own shield does not protect,
-    the thread is asked to stop and waited for, up to 5 s: buffers belong to the caller again once this raises.
+    the thread is asked to stop and waited for, up to `stop_wait_s`: buffers belong to the caller again after that.
     """
     ticket = Ticket()
 
@@ -75,7 +77,7 @@ async def run_in_worker(work: Callable[[Ticket], T], limiter: anyio.CapacityLimi
         return await to_thread.run_sync(body, abandon_on_cancel=True, limiter=limiter)
     except anyio.get_cancelled_exc_class():
         ticket.abandon()
-        with anyio.move_on_after(_STOP_WAIT_S, shield=True):
+        with anyio.move_on_after(stop_wait_s, shield=True):
             while ticket.running:  # noqa: ASYNC110 - a thread cannot set the event of a loop that may be gone
                 await anyio.sleep(0.001)
         raise

@@ -40,14 +40,14 @@ async def is_decided(store: Store, step: int) -> bool:
     return await read_decision(store, RoundKeys(step, 0), Meter()) is not None
 
 
-async def fix_start(store: Store, rank: int, digest: str, *, timeout_s: float) -> str:
-    """Return the digest that all ranks begin with: rank 0's.
+async def fix_start(store: Store, digest: str, *, may_fix: bool, timeout_s: float) -> str:
+    """Return the digest that all ranks begin with: that of the first who may fix it.
 
     Raises:
-        RoundTimeoutError: rank 0 did not come in time.
+        RoundTimeoutError: nobody who may came in time.
     """
     with anyio.move_on_after(timeout_s):
-        if rank == 0:
+        if may_fix:
             await store.put_if_absent(_START, seal_document({"parameters": digest}))
         return await read_when_there(store, _START, _read_start, Meter())
     raise RoundTimeoutError(f"rank 0 has not said within {timeout_s:g} s what the run at {store.uri} begins with")
@@ -91,10 +91,14 @@ async def ask(store: Store, me: Member, *, timeout_s: float) -> tuple[int, memor
     with anyio.move_on_after(timeout_s) as scope:
         while True:
             await store.put(f"{_WANTED}{me}", b"{}")
+            step = None
             with anyio.move_on_after(_ASK_AGAIN_S):
-                found = await _receive(store)
-                await store.delete(f"{_WANTED}{me}")
-                return found
+                step = await _find(store)
+            with contextlib.suppress(KeyNotFoundError):  # a later one is there
+                if step is not None:
+                    data = await store.get(_key(step))
+                    await store.delete(f"{_WANTED}{me}")
+                    return step, data
     assert scope.cancelled_caught
     raise RoundTimeoutError(
         f"rank {me.rank} is behind the run at {store.uri}, and nobody gave it the state within {timeout_s:g} s: where "
@@ -102,13 +106,13 @@ async def ask(store: Store, me: Member, *, timeout_s: float) -> tuple[int, memor
     )
 
 
-async def _receive(store: Store) -> tuple[int, memoryview]:
+async def _find(store: Store) -> int:
+    """Wait for a state whose round is still to come."""
     backoff = Backoff()
     while True:
         for step in sorted(await _list_states(store), reverse=True):
             if not await is_decided(store, step):
-                with contextlib.suppress(KeyNotFoundError):
-                    return step, await store.get(_key(step))
+                return step
         await backoff.pause()
 
 

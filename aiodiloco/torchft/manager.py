@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio
 from torch.distributed import ReduceOp
 
 from aiodiloco.diloco.portal import NetworkThread
-from aiodiloco.errors import AiodilocoError, RankTakenError, RoundRefusedError
+from aiodiloco.errors import AiodilocoError, RankTakenError, RoundRefusedError, RoundTimeoutError
 from aiodiloco.torchft import healing
 from aiodiloco.torchft.network import Network
 from aiodiloco.torchft.rounds import Rounds
 from aiodiloco.torchft.state import RegisteredState, pack, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from datetime import timedelta
     from types import TracebackType
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from aiodiloco.torchft.work import Work
 
 __all__ = ["StoreManager"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class StoreManager:
         bound_s = timeout.total_seconds() if timeout else self._all_reduce.timeout
         if allow_heal:
             self._heal_if_behind(bound_s)
-        if asking := self._network.call(lambda: healing.list_asking(self._all_reduce.store)):
+        if asking := self._ask(lambda: healing.list_asking(self._all_reduce.store), bound_s):
             self._answer(frozenset(asking))
 
     def wait_quorum(self) -> None:
@@ -243,7 +245,7 @@ class StoreManager:
 
     def _heal_if_behind(self, bound_s: float) -> None:
         store, me = self._all_reduce.store, self._all_reduce.member
-        is_behind = self._network.call(lambda: healing.is_decided(store, self._step))
+        is_behind = self._ask(lambda: healing.is_decided(store, self._step), bound_s)
         if not self._rounds.repeats and not is_behind and not self._has_started:
             is_behind = self._network.call(lambda: self._has_other_start(bound_s))
         self._has_started = True
@@ -260,12 +262,22 @@ class StoreManager:
         mine = await anyio.to_thread.run_sync(self._state.digest)
         if mine is None:
             return False
-        store, rank = self._all_reduce.store, self._all_reduce.rank
-        return await healing.fix_start(store, rank, mine, timeout_s=bound_s) != mine
+        may_fix = self._all_reduce.rank == 0 or self._all_reduce.is_elastic  # else all wait for rank 0 anyway
+        return await healing.fix_start(self._all_reduce.store, mine, may_fix=may_fix, timeout_s=bound_s) != mine
 
     def _answer(self, asking: frozenset[Member]) -> None:
         """Write the state for those who ask. In the training thread, so that nothing changes it meanwhile."""
-        step, store = self._step, self._all_reduce.store
-        if not self._network.call(lambda: healing.was_answered(store, step)):
+        step, store, bound_s = self._step, self._all_reduce.store, self._all_reduce.timeout
+        if not self._ask(lambda: healing.was_answered(store, step), bound_s):
             data = pack(self._manager_state_dict())
-            self._network.call(lambda: healing.answer(store, asking, step, data))
+            self._ask(lambda: healing.answer(store, asking, step, data), bound_s)
+
+    def _ask(self, request: Callable[[], Awaitable[T]], bound_s: float) -> T:
+        """Return what the store says, or raise RoundTimeoutError: a store that fails is asked again for as long."""
+
+        async def bounded() -> T:
+            with anyio.move_on_after(bound_s):
+                return await request()
+            raise RoundTimeoutError(f"the store at {self._all_reduce.store.uri} did not answer within {bound_s:g} s")
+
+        return self._network.call(bounded)

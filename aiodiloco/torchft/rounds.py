@@ -29,6 +29,7 @@ __all__ = ["Rounds"]
 _log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0  # between two looks for replicas that need the state, while a round goes on
+_LOOKS_PER_S = 200  # of all replicas together
 _NEXT_ANSWERS_AFTER_S = 5.0
 
 
@@ -126,43 +127,42 @@ class Rounds:
             async with anyio.create_task_group() as tg:
                 if group.index == 0:
                     tg.start_soon(self._look_for_asking)
-                error = await self._try(group)
+                await self._try(group)
                 tg.cancel_scope.cancel()
-            if error is None:
-                assert self.report is not None
-                await anyio.to_thread.run_sync(group.finish, len(self.report.members))
-            else:
-                await anyio.to_thread.run_sync(group.fail, error)
         finally:
             self._asking.put(None)  # wakes who waits
 
-    async def _try(self, group: Group) -> Exception | None:
+    async def _try(self, group: Group) -> None:
+        """Have the group get its means, or those of the first attempt, or keep why it did not."""
         earlier = self._earlier[group.index] if group.index < len(self._earlier) else None
         try:
             if earlier is None:
                 await self._all_reduce_group(group, group.quantize)
-            else:
-                earlier.check_same_shapes(group)
-                if earlier.error is not None:
-                    await self._all_reduce_group(earlier, earlier.quantize)
-                    earlier.error = None
-                await anyio.to_thread.run_sync(group.take_over, earlier)
+                return
+            earlier.check_same_shapes(group)
+            if earlier.error is not None:
+                await self._all_reduce_group(earlier, earlier.quantize)
+                earlier.error = None
+            self.report = earlier.report
+            await anyio.to_thread.run_sync(group.take_over, earlier)
         except Exception as exc:  # noqa: BLE001 - kept for should_commit, as torchft does
-            return exc
-        return None
+            await anyio.to_thread.run_sync(group.fail, exc)
 
     async def _all_reduce_group(self, group: Group, quantize: bool) -> None:
-        self.report = await self._all_reduce.all_reduce(
+        report = await self._all_reduce.all_reduce(
             {f"{i:05d}": tensor for i, tensor in enumerate(group.tensors)},
             round=group.step,
             fragment=group.index,
             wire=self._quantized_wire if quantize else None,
         )
+        self.report = report
+        await anyio.to_thread.run_sync(group.finish, report)
 
     async def _look_for_asking(self) -> None:
         first_seen: float | None = None
+        pause_s = max(_LOOK_S, self._all_reduce.world_size / _LOOKS_PER_S)
         while True:
-            await anyio.sleep(_LOOK_S)
+            await anyio.sleep(pause_s)
             try:
                 asking = frozenset(await healing.list_asking(self._all_reduce.store))
             except StoreError as exc:

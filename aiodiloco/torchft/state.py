@@ -29,6 +29,7 @@ class RegisteredState:
         self._load: dict[str, Callable[[Any], None]] = {}
         self._save: dict[str, Callable[[], Any]] = {}
         self._readable = threading.Lock()
+        self._is_held = False  # by the training thread
         self._fragment_numels: list[int] | None = None
 
     def register(self, key: str, load: Callable[[Any], None], save: Callable[[], Any]) -> None:
@@ -41,11 +42,14 @@ class RegisteredState:
 
     def disallow_read(self) -> None:
         """Have readers in other threads wait: the training thread changes the state now."""
-        self._readable.acquire(blocking=False)
+        if not self._is_held:
+            self._readable.acquire()
+            self._is_held = True
 
     def allow_read(self) -> None:
         """Let readers go on."""
-        if self._readable.locked():
+        if self._is_held:
+            self._is_held = False
             self._readable.release()
 
     def read(self) -> dict[str, Any]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from aiodiloco.collective import AllReduceReport
+
 __all__ = ["Group", "Work"]
 
 
@@ -26,6 +28,7 @@ class Group:
         tensors: In the order of the calls; replaced in place by their mean.
         quantize: Whether the calls asked for a smaller wire format.
         error: Why there is no mean; None before the end, and if there is one.
+        report: Of its all-reduce; None before that.
     """
 
     def __init__(self, index: int, step: int) -> None:
@@ -34,8 +37,9 @@ class Group:
         self.tensors: list[Tensor] = []
         self.quantize = False
         self.error: Exception | None = None
+        self.report: AllReduceReport | None = None
         self.sending: concurrent.futures.Future[None] | None = None
-        self._sums: list[Tensor] = []
+        self._is_sum: list[bool] = []
         self._futures: list[torch.futures.Future[Any]] = []
         self._ended = threading.Event()
 
@@ -54,14 +58,15 @@ class Group:
         future = _Future(lambda: wait(self))
         self.tensors.append(tensor)
         self._futures.append(future)
-        if is_sum:
-            self._sums.append(tensor)
+        self._is_sum.append(is_sum)
         return Work(self, tensor, future, wait)
 
-    def finish(self, num_members: int) -> None:
+    def finish(self, report: AllReduceReport) -> None:
         """Turn means into sums where those were asked for, and tell all who wait."""
-        for tensor in self._sums:
-            tensor.mul_(num_members)
+        self.report = report
+        for tensor, is_sum in zip(self.tensors, self._is_sum, strict=True):
+            if is_sum:
+                tensor.mul_(len(report.members))
         self._tell()
 
     def fail(self, error: Exception) -> None:
@@ -74,9 +79,11 @@ class Group:
         self.tensors = [t.detach().clone() for t in self.tensors]
 
     def take_over(self, earlier: Group) -> None:
-        """Have what the first attempt of the same step was to get."""
+        """Have the means, or sums, that the first attempt of the same step has got, and tell all who wait."""
         for mine, its in zip(self.tensors, earlier.tensors, strict=True):
             mine.copy_(its)
+        self.report = earlier.report
+        self._tell()
 
     def check_same_shapes(self, other: Group) -> None:
         """Raise ValueError unless both have tensors of the same shapes, in the same order."""
@@ -85,7 +92,8 @@ class Group:
 
     def _tell(self) -> None:
         for tensor, future in zip(self.tensors, self._futures, strict=True):
-            future.set_result([tensor])
+            if not future.done():  # a further attempt at the same tensors has nobody waiting
+                future.set_result([tensor])
         self._ended.set()
 
 
@@ -145,5 +153,6 @@ class _Future(torch.futures.Future):  # type: ignore[type-arg]  # torch's class 
         self._send_and_wait = wait
 
     def wait(self) -> Any:  # noqa: ANN401 - as torch has it
-        self._send_and_wait()
+        if not self.done():  # a callback that waits for the future it was given does so in the thread that tells it
+            self._send_and_wait()
         return super().wait()

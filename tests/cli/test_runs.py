@@ -189,6 +189,44 @@ def test_a_detached_run_goes_on_and_is_waited_for_and_cancelled_from_elsewhere(h
     _run("attach", run_id, code=1)
 
 
+def test_attaching_drives_a_run_that_nobody_drives(here):
+    """Its replicas end by themselves; who attached says so, and writes the result."""
+    run_id = _run(
+        "launch", "job:train", "-n", "1", "--timeout", "300", "--lease", "none", "--detach", "--arg", "ticks=20"
+    ).output.strip()
+    assert "succeeded" in _run("attach", run_id).output
+    assert json.loads(_run("ps", "--json").output)[0]["state"] == "succeeded"
+
+
+def test_sigterm_ends_the_run_also_where_sigint_is_ignored(here):
+    """As in a background job of a script that is not interactive."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        driver = _start(here, "launch", "job:train", "-n", "1", "--timeout", "90", "--arg", "ticks=10000")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with driver:
+        _read_until(driver, "joined")
+        started = psutil.Process(driver.pid).children(recursive=True)
+        driver.terminate()
+        driver.communicate(timeout=60)
+        assert driver.returncode == 130
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(here):
+    """As in `aiodiloco launch … | head -1`."""
+    with _start(
+        here, "launch", "job:train", "-n", "1", "--timeout", "90", "--run-id", "on", "--arg", "ticks=30"
+    ) as driver:
+        driver.stdout.readline()
+        driver.stdout.close()
+        driver.wait(60)
+        assert "Traceback" not in driver.stderr.read()
+    assert json.loads(_run("ps", "--json").output)[0]["state"] == "succeeded"
+
+
 def test_doctor_examines_a_store(here):
     findings = json.loads(_run("doctor", str(here / "store"), "--json").stdout)
     found = {finding["name"]: finding for finding in findings}

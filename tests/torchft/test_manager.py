@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -18,13 +19,16 @@ from torch.distributed import ReduceOp
 from aiodiloco import (
     ChunkError,
     FileStore,
+    MemoryStore,
     ObjectStoreAllReduce,
     RoundRefusedError,
     RoundTimeoutError,
     StoreManager,
     StoreUnavailableError,
 )
-from aiodiloco.torchft.state import pack, unpack
+from aiodiloco.collective import Member
+from aiodiloco.torchft import healing
+from aiodiloco.torchft.state import RegisteredState, pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,6 +192,82 @@ def test_futures_of_a_step_resolve_before_its_wait_returns(tmp_path):
         assert work.is_success()
         other = manager.allreduce(torch.ones(2))
         assert torch.equal(other.get_future().wait()[0], torch.ones(2))  # also without anybody calling wait
+
+
+def test_a_callback_may_wait_for_its_own_future(tmp_path):
+    with _manager(tmp_path) as manager:
+        manager.start_quorum()
+        seen = []
+        work = manager.allreduce(torch.ones(3))
+        work.get_future().then(lambda future: seen.append(future.wait()[0].sum().item()))
+        work.wait()
+        assert seen == [3.0]
+
+
+def test_sums_of_a_step_that_is_repeated_are_sums_once(tmp_path):
+    """The first group had its sums when the step failed by something else; the second had not been sent."""
+
+    def work(rank: int) -> list[torch.Tensor]:
+        with _manager(tmp_path, rank, 2) as manager:
+            manager.start_quorum()
+            total = torch.ones(3)
+            manager.allreduce(total, reduce_op=ReduceOp.SUM).wait()
+            if rank == 0:
+                manager.report_error(StoreUnavailableError("elsewhere"))
+                assert not manager.should_commit()
+                manager.start_quorum()
+                total = torch.full((3,), 50.0)
+                manager.allreduce(total, reduce_op=ReduceOp.SUM).wait()
+            other = torch.full((2,), float(rank))
+            manager.allreduce(other).wait()
+            assert manager.should_commit()
+        return [total, other]
+
+    for total, other in _on_each_rank(2, work):
+        assert torch.equal(total, torch.full((3,), 2.0))
+        assert torch.equal(other, torch.full((2,), 0.5))
+
+
+def test_a_state_that_takes_long_to_come_is_asked_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(healing, "_ASK_AGAIN_S", 0.2)
+
+    class SlowStore(MemoryStore):
+        async def get(self, key, **where):
+            if key.startswith("torchft/state/"):
+                await anyio.sleep(0.5)
+            return await super().get(key, **where)
+
+    async def main() -> tuple[int, bytes]:
+        async with SlowStore() as store:
+            await healing.answer(store, [], 3, b"state")
+            step, data = await healing.ask(store, Member(1, 1), timeout_s=20)
+            return step, bytes(data)
+
+    assert anyio.run(main) == (3, b"state")
+
+
+def test_reading_the_state_keeps_the_training_thread_out():
+    state, reading, may_end = RegisteredState(), threading.Event(), threading.Event()
+
+    def save() -> dict[str, int]:
+        reading.set()
+        assert may_end.wait(30)
+        return {}
+
+    state.register("mine", print, save)
+    with ThreadPoolExecutor(2) as pool:
+        read = pool.submit(state.read)
+        assert reading.wait(30)
+        blocked = pool.submit(state.disallow_read)
+        assert not blocked.done()
+        may_end.set()
+        read.result(30)
+        blocked.result(30)
+    state.disallow_read()
+    state.allow_read()
+    state.allow_read()
+    may_end.set()
+    assert state.read() == {"mine": {}}
 
 
 def test_a_quantized_step_sends_less(tmp_path):

@@ -8,10 +8,12 @@ import os
 import select
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -23,6 +25,7 @@ __all__ = ["SupervisorHolder"]
 _READY_BOUND_S = 30.0
 _PREFIX = "aiodiloco-"
 _SOCKET = "s"
+_OLD_S = 60.0  # in which a supervisor that has its socket listens on it
 _LONGEST_DIRECTORY = 80  # a Unix socket's path may have 104 bytes on macOS, 108 on Linux
 
 
@@ -123,8 +126,17 @@ def remove_abandoned(parent: Path) -> None:
     with contextlib.suppress(OSError):
         for directory in parent.glob(f"{_PREFIX}*"):
             with contextlib.suppress(OSError):
-                if directory.stat().st_uid == os.getuid() and _is_abandoned(directory / _SOCKET):
+                if _is_a_supervisors(directory) and _is_abandoned(directory / _SOCKET):
                     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_a_supervisors(directory: Path) -> bool:
+    """Return whether a supervisor made this, long enough ago that it listens on its socket if it lives."""
+    made, end = directory.lstat(), (directory / _SOCKET).lstat()
+    is_private = stat.S_ISDIR(made.st_mode) and stat.S_IMODE(made.st_mode) == stat.S_IRWXU
+    return (
+        is_private and made.st_uid == os.getuid() and stat.S_ISSOCK(end.st_mode) and time.time() > end.st_mtime + _OLD_S
+    )
 
 
 def _is_abandoned(path: Path) -> bool:

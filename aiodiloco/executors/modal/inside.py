@@ -5,6 +5,7 @@ No part of its public interface: whoever asks for them here gets None where a ve
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import modal
@@ -28,6 +29,10 @@ class Inside:
         self._client = unwrapped(modal.Client)
         self._synchronizer = _synchronizer()
         self._function_call._new_hydrated("fc-0", None, None)
+        assert callable(self._synchronizer._get_loop)
+        assert callable(self._client.from_env)
+        assert "timeout" in inspect.signature(self._function_call.get).parameters
+        assert "terminate_containers" in inspect.signature(self._function_call.cancel).parameters
 
     @classmethod
     def if_known(cls) -> Inside | None:

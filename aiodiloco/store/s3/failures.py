@@ -103,7 +103,8 @@ def _from_reply(exc: ClientError, message: str, location: S3Location) -> StoreEr
     code = code_of(exc)
     told = str(exc.response.get("Error", {}).get("Message") or "")[:200]
     # rclone calls a clock that is ahead by S3's name, and one that is behind AccessDenied.
-    name = "RequestTimeTooSkewed" if "request time" in told.lower() else _SAME.get(code, code)
+    is_skewed = code == "AccessDenied" and "request time" in told.lower()  # elsewhere that is a request that timed out
+    name = "RequestTimeTooSkewed" if is_skewed else _SAME.get(code, code)
     kind: type[StoreError] = StoreAccessError
     if code == "NoSuchKey" or (code == "404" and exc.operation_name != "ListObjectsV2"):
         kind, remedy = KeyNotFoundError, "there is no such object"
