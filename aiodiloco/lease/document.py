@@ -12,6 +12,8 @@ import math
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from aiodiloco.errors import KeyNotFoundError, StoreError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ __all__ = ["LeaseDocument", "LeaseState", "LeaseTerms", "lease_key", "read_gener
 
 PREFIX = "lease/"
 
+_MOST_READS, _READ_AGAIN_S = 5, 0.1  # a read may come damaged, and what it is for must not be mistaken
 _RUN = "run.json"  # names the terms, for replicas: they know of nothing else before they join
 
 
@@ -147,14 +150,20 @@ async def read_terms(store: Store) -> LeaseTerms | None:
     Raises:
         StoreError: the store could not be read, or `run.json` is not what it should be.
     """
-    try:
-        data = bytes(await store.get(_RUN))
-    except KeyNotFoundError:
-        return None
-    try:
-        return _terms_of(json.loads(data))
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        raise StoreError(f"{store.uri}/{_RUN} holds {data[:80]!r}, not a run: is something else writing here?") from exc
+    for remaining in reversed(range(_MOST_READS)):
+        try:
+            data = bytes(await store.get(_RUN))
+        except KeyNotFoundError:
+            return None
+        try:
+            return _terms_of(json.loads(data))
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            if not remaining:
+                raise StoreError(
+                    f"{store.uri}/{_RUN} holds {data[:80]!r}, not a run: is something else writing here?"
+                ) from exc
+        await anyio.sleep(_READ_AGAIN_S)
+    raise AssertionError("unreachable")
 
 
 def _terms_of(fields: dict[str, Any]) -> LeaseTerms | None:

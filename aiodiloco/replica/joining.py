@@ -77,6 +77,9 @@ async def joined(rendezvous: Store | str | os.PathLike[str], joining: Joining) -
             patient = ResilientStore(store, patience_s=_PATIENCE_S)
             recovered = await recover(patient, joining.rank)
             can_come_back = bool(recovered) or await is_replayable(patient, _FIRST_FRAGMENTS)
+            if not can_come_back:  # rounds are deleted once checkpoints are there: these may have come meanwhile
+                recovered = await recover(patient, joining.rank)
+                can_come_back = bool(recovered)
         if scope.cancelled_caught:
             raise StoreError(f"the store at {rendezvous} did not answer within {_OPEN_S:g} s")
         transport = await stack.enter_async_context(_transport(store, joining, takes_over=can_come_back))
