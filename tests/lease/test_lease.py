@@ -116,6 +116,21 @@ async def test_a_record_that_is_none_is_an_error() -> None:
             await read_terms(store)
 
 
+async def test_a_record_that_came_damaged_is_read_again() -> None:
+    class DamagedOnce(MemoryStore):
+        damaged = True
+
+        async def get(self, key: str, **where: object) -> memoryview:
+            data = await super().get(key, **where)
+            part = data[: len(data) // 2] if self.damaged else data
+            self.damaged = False
+            return part
+
+    store = DamagedOnce()
+    await store.put("run.json", b'{"lease": {"ttl_s": 60.0, "beat_s": 10.0, "binds_replicas": true}}')
+    assert await read_terms(store) == LeaseTerms(60.0, 10.0)
+
+
 async def test_one_wins_a_generation() -> None:
     store = MemoryStore()
     won = []

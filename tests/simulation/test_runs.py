@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 _SEEDS, _CHUNK = 500, 50
 
 
+@pytest.mark.parametrize("seed", [1122, 4320, 6834])
+def test_what_ten_thousand_seeds_found_stays_mended(seed: int) -> None:
+    """A damaged read while joining; a first checkpoint that comes between two looks of a process that stood still."""
+    simulate(seed)
+
+
 @pytest.mark.parametrize("first", range(0, _SEEDS, _CHUNK))
 def test_seeded_runs_are_sound(first: int) -> None:
     """What broke is in the message, and `simulate(seed)` shows it again."""
