@@ -57,12 +57,12 @@ class Ticket:
 
 
 async def run_in_worker(
-    work: Callable[[Ticket], T], limiter: anyio.CapacityLimiter, *, stop_wait_s: float = _STOP_WAIT_S
+    work: Callable[[Ticket], T], limiter: anyio.CapacityLimiter, *, stop_wait_s: float | None = None
 ) -> T:
     """Return `work(ticket)`, run in a worker thread.
 
     When the calling task is cancelled, also by `asyncio.Task.cancel`, from which anyio's own shield does not protect,
-    the thread is asked to stop and waited for, up to `stop_wait_s`: buffers belong to the caller again after that.
+    the thread is asked to stop and waited for, up to `stop_wait_s` (5 s): buffers are the caller's again after that.
     """
     ticket = Ticket()
 
@@ -77,7 +77,7 @@ async def run_in_worker(
         return await to_thread.run_sync(body, abandon_on_cancel=True, limiter=limiter)
     except anyio.get_cancelled_exc_class():
         ticket.abandon()
-        with anyio.move_on_after(stop_wait_s, shield=True):
+        with anyio.move_on_after(_STOP_WAIT_S if stop_wait_s is None else stop_wait_s, shield=True):
             while ticket.running:  # noqa: ASYNC110 - a thread cannot set the event of a loop that may be gone
                 await anyio.sleep(0.001)
         raise
